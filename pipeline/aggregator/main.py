@@ -1,0 +1,55 @@
+"""The aggregator: one queue, one writer, one store; looks in, deltas out."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from typing import Final
+
+from pipeline import bus
+from pipeline.aggregator.figures import Figures
+from pipeline.aggregator.query import Answers
+from pipeline.aggregator.writer import Writer
+from pipeline.domain.store import Limits, Store
+from pipeline.runtime.clock import CLOCK, now_ns, wall_ms
+from pipeline.runtime.process import Process
+
+BEAT_S: Final = 1.0
+RELOOK_S: Final = 0.25
+SWEEP_BEATS: Final = 60
+
+
+async def main(process: Process) -> None:
+    settings = process.settings
+    run_dir = settings.run_dir
+    limits = Limits(settings.store.max_entries, settings.store.max_tombstones, settings.store.max_sessions)
+    store = Store(CLOCK, now_ns(), limits)
+    epoch = f"{now_ns():x}{secrets.token_hex(4)}"
+    feed = bus.Publisher(run_dir, "feed")
+    tap = bus.Publisher(run_dir, "tap", bus.TAP_HIGH_WATER)
+    writer = Writer(store, epoch, feed, tap, now_ns, wall_ms)
+    query = bus.QueryServer(run_dir, Answers(store, epoch))
+    ingress = bus.IngressServer(run_dir, writer.take)
+    figures = Figures(process, writer, ingress, query)
+    process.log.info("epoch begins", epoch=epoch)
+
+    async def relook() -> None:
+        while True:
+            await asyncio.sleep(RELOOK_S if writer.relooks else BEAT_S)
+            writer.ask_relooks()
+
+    process.spawn(relook(), "relook")
+    beats = 0
+    while not process.stopping.is_set():
+        figures.update(writer.beat())
+        beats += 1
+        if beats % SWEEP_BEATS == 0 and (buried := writer.sweep()):
+            process.log.warning("swept", workspaces=buried)
+        try:
+            await asyncio.wait_for(process.stopping.wait(), BEAT_S)
+        except TimeoutError:
+            continue
+    ingress.close()
+    for end in (query, feed, tap):
+        end.close()
+    bus.close()

@@ -1,0 +1,480 @@
+"""The snapshot store: the admission of looks. It is driven by one writer and has no clock of its own.
+
+The rules it keeps (each has a law in tests/laws):
+
+1. A look takes a group's place only if `order.weigh` says that it is newer, whoever sends it.
+2. Only `life`, from a lifecycle authority, creates an entry, and only if it began after the *fence*: the
+   store's own start, raised whenever a tombstone is forgotten. So nothing old can bring a workspace back.
+3. A delete leaves a tombstone. A look of a buried incarnation is `buried`; an archive ends its incarnation
+   for good, an absence only until a later look finds the workspace again.
+4. A census buries what is absent from it, at the census's own stamp: an entry whose `life` was read while
+   or after the census ran is a newborn and stays.
+5. A census that would bury everything, or more than half and more than a few, is held until the next one
+   of the same database says the same.
+6. When `pr` changes its number or head, the checks of the former one go back to unknown in the same version.
+7. Everything is bounded: entries, sessions per entry, tombstones, rulings kept for explain.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict, deque
+from collections.abc import Mapping
+from typing import Final, NamedTuple
+
+from msgspec import Struct
+from msgspec.structs import astuple, replace
+
+from pipeline.domain import order, status
+from pipeline.domain.model import KINDS, SESSION_PREFIX, Census, Group, Life, Look, Stamp, Status, kind_of
+from pipeline.domain.order import Ruling
+from pipeline.domain.versioned import Ledger
+
+EXPLAIN_DEPTH: Final = 16
+LOST_DEPTH: Final = 256
+MASS_DELETE_MIN: Final = 5
+NAME_MAX: Final = 128
+
+OWNERS: Final[Mapping[str, frozenset[str]]] = {
+    "life": frozenset({"catalog"}),
+    "pr": frozenset({"catalog"}),
+    "ci": frozenset({"catalog"}),
+    "ratchet": frozenset({"catalog"}),
+    "git": frozenset({"git"}),
+    "terminal": frozenset({"catalog", "live"}),
+    "run": frozenset({"catalog", "live"}),
+    "session": frozenset({"catalog", "live"}),
+}
+
+WRONG_TYPE: Final = Ruling("foreign", "the value is not of the group's type")
+NOT_OWNER: Final = Ruling("foreign", "this source may not report this group")
+TOO_MANY: Final = Ruling("foreign", "the workspace has as many sessions as it may have")
+BAD_STAMP: Final = Ruling("foreign", "the look ended before it began")
+BURIED: Final = Ruling("buried", "the workspace was archived or removed")
+NO_ENTRY: Final = Ruling("unknown", "no such workspace, and this group does not create one")
+FENCED: Final = Ruling("unknown", "began before the fence: too old to create a workspace")
+OTHER_HOST: Final = Ruling("unknown", "read by another clock: cannot be placed after the fence")
+FULL: Final = Ruling("unknown", "the store is full")
+NOT_LIVE: Final = Ruling("unknown", "an archived workspace is not created")
+NOT_SEEN: Final = Ruling("unknown", "a later census did not find the workspace")
+BAD_NAME: Final = Ruling("foreign", "the name of the group or workspace is too long or not ASCII")
+OLD_INCARNATION: Final = Ruling("old_incarnation", "of a former workspace of this name")
+NEW_INCARNATION: Final = Ruling("old_incarnation", "of an incarnation that life has not announced")
+WRONG_KEY: Final = Ruling("wrong_key", "checks of another pull request or head")
+
+_LEAVING: Final = ("archiving", "archived")
+# A newer look at the same value: it becomes the evidence, and nothing changes.
+_UNCHANGED: Final = {
+    ruling: Ruling("confirmed", ruling.cause + "; the value stays")
+    for ruling in (order.FIRST, order.NEWER_SEQ, order.NEWER_REVISION, order.LATER)
+}
+
+
+class Limits(Struct, frozen=True):
+    max_entries: int = 2000
+    max_tombstones: int = 1024
+    max_sessions: int = 64
+
+
+class Tombstone(NamedTuple):
+    incarnation: int
+    version: int
+    stamp: Stamp
+    final: bool
+
+
+class Told(Struct, frozen=True):
+    """One ruling as explain tells it; ``times`` folds a row of the same."""
+
+    look: Look
+    ruling: Ruling
+    wall_ms: int
+    times: int = 1
+
+
+class Tally(NamedTuple):
+    """What a census did: rulings in the order of its looks, drift by group, who was buried, and whether it is held."""
+
+    rulings: list[Ruling]
+    drift: dict[str, int]
+    buried: list[str]
+    held: bool
+
+
+class Entry:
+    """What the store knows of a workspace beyond its public fields."""
+
+    __slots__ = ("history", "incarnation", "looks", "project", "values")
+
+    def __init__(self, project: str, incarnation: int) -> None:
+        self.project = project
+        self.incarnation = incarnation
+        self.looks: dict[str, Look] = {}
+        self.values: dict[str, Group] = {}
+        self.history: dict[str, deque[Told]] = {}
+
+
+class Store:
+    def __init__(self, clock: str, started_ns: int, limits: Limits | None = None) -> None:
+        self.clock = clock
+        self.fence = started_ns
+        self.limits = limits or Limits()
+        self.entries: dict[str, Entry] = {}
+        self.projects: dict[str, Ledger] = {}
+        self.tombstones: OrderedDict[str, Tombstone] = OrderedDict()
+        self.lost: deque[Told] = deque(maxlen=LOST_DEPTH)
+        self.interest: frozenset[str] = frozenset()
+        self.touched: set[str] = set()
+        self.removed_projects: set[str] = set()
+        self.complete = False
+        self.live = 0
+        self.evictions = 0
+        self._evicted_from: set[str] = set()
+        self._held: str | None = None
+        self._census: Stamp | None = None
+        self._seen: frozenset[str] = frozenset()
+        self._base = 0
+
+    # ── admission ────────────────────────────────────────────────────────────────────────────────
+
+    def admit(self, look: Look, wall_ms: int) -> Ruling:
+        """Judge one look and take it in if it is newer. `wall_ms` dates the change for display, no more."""
+        ruling = self._admit(look, wall_ms)
+        entry = self.entries.get(look.workspace)
+        history = self.lost if entry is None else entry.history.get(look.group)
+        if history is None:
+            assert entry is not None
+            if ruling.verdict == "foreign" and look.group not in entry.looks:
+                history = self.lost  # a group that does not exist here keeps no history of its own
+            else:
+                history = entry.history[look.group] = deque(maxlen=EXPLAIN_DEPTH)
+        last = history[-1] if history else None
+        if (
+            last is not None
+            and last.ruling == ruling
+            and ruling.verdict == "confirmed"
+            and last.look.group == look.group
+        ):
+            history[-1] = Told(look, ruling, wall_ms, last.times + 1)
+        else:
+            history.append(Told(look, ruling, wall_ms))
+        return ruling
+
+    def _admit(self, look: Look, wall_ms: int) -> Ruling:
+        group = look.group
+        kind = kind_of(group)
+        value = look.value
+        if not _is_name(group) or not _is_name(look.workspace):
+            return BAD_NAME
+        if value is None:
+            if kind != "session":
+                return WRONG_TYPE
+        elif type(value) is not KINDS.get(kind):
+            return WRONG_TYPE
+        if look.source not in OWNERS[kind]:
+            return NOT_OWNER
+        if look.stamp.ended < look.stamp.began:
+            return BAD_STAMP
+        entry = self.entries.get(look.workspace)
+        if entry is None or look.incarnation != entry.incarnation:
+            return self._admit_identity(entry, look, wall_ms)
+        if kind == "ci":
+            pr = entry.looks.get("pr")
+            if look.key != (None if pr is None else pr.key):
+                return WRONG_KEY
+        current = entry.looks.get(group)
+        if kind == "session" and group not in entry.values and value is not None and self._is_crowded(entry):
+            return TOO_MANY
+        ruling = order.weigh(current, look)
+        if ruling.verdict == "applied":
+            return self._apply(entry, current, look, ruling, wall_ms)
+        if ruling.verdict == "confirmed":
+            assert current is not None
+            entry.looks[group] = replace(current, stamp=order.join(current.stamp, look.stamp))
+        return ruling
+
+    def _admit_identity(self, entry: Entry | None, look: Look, wall_ms: int) -> Ruling:
+        """There is no entry, or one of another incarnation: only `life` may change that."""
+        if entry is not None:
+            if look.incarnation < entry.incarnation:
+                return OLD_INCARNATION
+            if look.group != "life":
+                return NEW_INCARNATION
+        else:
+            tombstone = self.tombstones.get(look.workspace)
+            if (
+                tombstone is not None
+                and look.incarnation <= tombstone.incarnation
+                and not _found_again(tombstone, look)
+            ):
+                return BURIED
+        value = look.value
+        if not isinstance(value, Life):
+            return NO_ENTRY
+        if look.stamp.clock != self.clock:
+            return OTHER_HOST
+        if look.stamp.began <= self.fence:
+            return FENCED
+        if value.phase in _LEAVING:
+            return self._leave_unborn(entry, look, final=value.phase == "archived")
+        if entry is None and self._is_too_late(look):
+            return NOT_SEEN
+        if entry is None and len(self.entries) >= self.limits.max_entries and not self._make_room(look.project):
+            self._evicted_from.add(look.project)
+            return FULL
+        if entry is not None:
+            self._bury(look.workspace, look.stamp, final=True)
+        self.tombstones.pop(look.workspace, None)
+        newborn = self.entries[look.workspace] = Entry(look.project, look.incarnation)
+        return self._apply(newborn, None, look, order.FIRST, wall_ms)
+
+    def _leave_unborn(self, entry: Entry | None, look: Look, *, final: bool) -> Ruling:
+        """An incarnation that we hear of only as it ends: whatever of it is still on its way is buried already."""
+        if entry is not None:
+            self._bury(look.workspace, look.stamp, final=final, incarnation=look.incarnation)
+            return Ruling("applied", "a later incarnation has come and gone")
+        self._remember(look.workspace, Tombstone(look.incarnation, 0, look.stamp, final))
+        return NOT_LIVE
+
+    def _is_too_late(self, look: Look) -> bool:
+        """A census that began after this look had ended did not find the workspace."""
+        return self._census is not None and look.workspace not in self._seen and _before(look.stamp, self._census)
+
+    def _is_crowded(self, entry: Entry) -> bool:
+        return sum(name.startswith(SESSION_PREFIX) for name in entry.values) >= self.limits.max_sessions
+
+    def _apply(self, entry: Entry, current: Look | None, look: Look, ruling: Ruling, wall_ms: int) -> Ruling:
+        value, group = look.value, look.group
+        if group == "life":
+            assert isinstance(value, Life)
+            if value.phase in _LEAVING:
+                self._bury(look.workspace, look.stamp, final=value.phase == "archived")
+                return ruling
+            if look.project != entry.project:
+                self._move(entry, look)
+        entry.looks[group] = look
+        at = look.at_ms if look.at_ms is not None else wall_ms
+        old = entry.values.get(group)
+        changes: list[tuple[str, dict[str, object] | None]] = []
+        if value is None:
+            if old is not None:
+                del entry.values[group]
+                changes.append((group, None))
+            self._forget_sessions(entry)
+        elif old != value:
+            entry.values[group] = value
+            changes.append((group, _changed(old, value, at)))
+        if group == "pr" and (current is None or current.key != look.key):
+            entry.looks.pop("ci", None)
+            if entry.values.pop("ci", None) is not None:
+                changes.append(("ci", None))
+        if not changes:
+            return _UNCHANGED[ruling]
+        if group in status.INPUTS or group.startswith(SESSION_PREFIX):
+            derived = status.derive(entry.values)
+            before = entry.values.get("status")
+            if derived != before:
+                assert before is None or isinstance(before, Status)
+                entry.values["status"] = derived
+                changes.append(("status", _changed(before, derived, at)))
+        self.ledger(entry.project).write(look.workspace, changes)
+        return ruling
+
+    def _move(self, entry: Entry, look: Look) -> None:
+        """A workspace goes to another project: it leaves the old one's stream and enters the new one's whole."""
+        groups = self.ledger(entry.project).entries[look.workspace].groups
+        whole = [(name, dict(group.values)) for name, group in groups.items() if group.values]
+        self.ledger(entry.project).remove(look.workspace)
+        entry.project = look.project
+        self.ledger(entry.project).write(look.workspace, whole)
+
+    def _forget_sessions(self, entry: Entry) -> None:
+        """A deleted session leaves its last look, so that late ones are older; only so many are kept."""
+        empty = [name for name in entry.looks if name.startswith(SESSION_PREFIX) and name not in entry.values]
+        for name in empty[: max(0, len(empty) - self.limits.max_sessions)]:
+            del entry.looks[name]
+            entry.history.pop(name, None)
+
+    # ── removal ──────────────────────────────────────────────────────────────────────────────────
+
+    def _bury(self, workspace: str, stamp: Stamp, *, final: bool, incarnation: int = 0) -> None:
+        entry = self.entries.pop(workspace)
+        version = self.ledger(entry.project).remove(workspace)
+        self._remember(workspace, Tombstone(max(entry.incarnation, incarnation), version, stamp, final))
+
+    def _remember(self, workspace: str, tombstone: Tombstone) -> None:
+        self.tombstones.pop(workspace, None)
+        self.tombstones[workspace] = tombstone
+        while len(self.tombstones) > self.limits.max_tombstones:
+            _, forgotten = self.tombstones.popitem(last=False)
+            self.fence = max(self.fence, forgotten.stamp.ended)
+
+    def _make_room(self, project: str) -> bool:
+        """Evict for a project that somebody watches; an unwatched one gets no room at another's cost."""
+        if project not in self.interest:
+            return False
+        unwatched = [name for name, ledger in self.projects.items() if name not in self.interest and ledger.entries]
+        if not unwatched:
+            return False
+        # Entries are in order of last change; the project that has been still for longest gives one up.
+        victim = min(unwatched, key=lambda name: max(look.stamp.ended for look in self._newest(name).looks.values()))
+        workspace = next(iter(self.projects[victim].entries))
+        del self.entries[workspace]
+        self.ledger(victim).remove(workspace)
+        self._evicted_from.add(victim)
+        self.evictions += 1
+        return True
+
+    def _newest(self, project: str) -> Entry:
+        return self.entries[next(reversed(self.projects[project].entries))]
+
+    def sweep(self) -> list[str]:
+        """Bury what the last complete census should have found and did not: the safety net beneath the census.
+
+        Does nothing while a mass delete waits for its confirmation. Returns who was buried.
+        """
+        if self._census is None or self._held is not None:
+            return []
+        stale = self._absent(self._census, self._seen)
+        for name in stale:
+            self._bury(name, self._census, final=False)
+        return stale
+
+    def _absent(self, census: Stamp, seen: frozenset[str]) -> list[str]:
+        """Who is not among the seen although old enough to have been: a newborn is not absent."""
+        return [
+            name
+            for name, entry in self.entries.items()
+            if name not in seen and _before(entry.looks["life"].stamp, census)
+        ]
+
+    # ── census ───────────────────────────────────────────────────────────────────────────────────
+
+    def census(self, census: Census, wall_ms: int) -> Tally:
+        """Admit the looks of one poll, then bury what it did not find. Drift is a look that changed a known value."""
+        rulings: list[Ruling] = []
+        drift: dict[str, int] = {}
+        for look in census.looks:
+            entry = self.entries.get(look.workspace)
+            known = entry is not None and look.group in entry.looks
+            ruling = self.admit(look, wall_ms)
+            rulings.append(ruling)
+            if known and ruling.verdict == "applied":
+                kind = kind_of(look.group)
+                drift[kind] = drift.get(kind, 0) + 1
+        if not census.complete:
+            return Tally(rulings, drift, [], False)
+        seen = frozenset(look.workspace for look in census.looks)
+        absent = self._absent(census.stamp, seen)
+        held = self._mass_delete(absent) and self._held != census.domain
+        buried: list[str] = []
+        if held:
+            self._held = census.domain
+        else:
+            self._held = None
+            for name in absent:
+                self._bury(name, census.stamp, final=False)
+                drift["life"] = drift.get("life", 0) + 1
+            buried = absent
+            self._end_absent_sessions(census, drift, wall_ms)
+            self._end_absent_projects(census)
+        self._census, self._seen = census.stamp, seen
+        self.live = len(seen)
+        # One that was begun before we started could not create anything: it confirms nothing either.
+        self.complete = self.complete or (census.stamp.began > self.fence and census.stamp.clock == self.clock)
+        self._evicted_from = {name for name in self._evicted_from if self._lacks(name, census)}
+        return Tally(rulings, drift, buried, held)
+
+    def _mass_delete(self, absent: list[str]) -> bool:
+        total = len(self.entries)
+        return bool(absent) and (len(absent) == total or (len(absent) > MASS_DELETE_MIN and 2 * len(absent) > total))
+
+    def _end_absent_sessions(self, census: Census, drift: dict[str, int], wall_ms: int) -> None:
+        """Sessions that came from this catalog and are no longer in it."""
+        present = {(look.workspace, look.group) for look in census.looks}
+        for name, entry in self.entries.items():
+            ended = [
+                look
+                for group, look in entry.looks.items()
+                if group in entry.values
+                and group.startswith(SESSION_PREFIX)
+                and look.domain
+                and look.source == census.source
+                and (name, group) not in present
+                and _before(look.stamp, census.stamp)
+            ]
+            for look in ended:
+                self.admit(replace(look, value=None, stamp=census.stamp, revision=None, seq=None, at_ms=None), wall_ms)
+                drift["session"] = drift.get("session", 0) + 1
+
+    def _end_absent_projects(self, census: Census) -> None:
+        for project in census.projects:
+            self.ledger(project)
+        occupied = {entry.project for entry in self.entries.values()}
+        for project in [name for name in self.projects if name not in census.projects and name not in occupied]:
+            self._base = max(self._base, self.projects.pop(project).version)
+            self.removed_projects.add(project)
+
+    def _lacks(self, project: str, census: Census) -> bool:
+        return any(look.project == project and look.workspace not in self.entries for look in census.looks)
+
+    # ── reading ──────────────────────────────────────────────────────────────────────────────────
+
+    def ledger(self, project: str) -> Ledger:
+        """The public state of a project, to be written to. One that returns goes on counting: no old cursor fits it."""
+        self.touched.add(project)
+        found = self.projects.get(project)
+        if found is None:
+            found = self.projects[project] = Ledger(self._base)
+            self.removed_projects.discard(project)
+        return found
+
+    def is_complete(self, project: str) -> bool:
+        """Whether a census has confirmed the project and nothing of it was evicted or refused."""
+        return self.complete and project not in self._evicted_from
+
+    def rulings(self, workspace: str, group: str = "") -> dict[str, list[Told]]:
+        """The last rulings per group, oldest first; of a workspace that is not there, those among the lost."""
+        entry = self.entries.get(workspace)
+        told: dict[str, list[Told]] = {}
+        if entry is not None:
+            told = {name: list(history) for name, history in entry.history.items()}
+        for one in self.lost:
+            if one.look.workspace == workspace:
+                told.setdefault(one.look.group, []).append(one)
+        return {name: rulings for name, rulings in told.items() if not group or name == group}
+
+
+def _found_again(tombstone: Tombstone, look: Look) -> bool:
+    """An absence is undone by a look that began after it; an archive is not."""
+    return (
+        not tombstone.final
+        and look.group == "life"
+        and look.incarnation == tombstone.incarnation
+        and look.stamp.clock == tombstone.stamp.clock
+        and look.stamp.began > tombstone.stamp.ended
+    )
+
+
+def _before(stamp: Stamp, census: Stamp) -> bool:
+    return stamp.clock == census.clock and stamp.ended < census.began
+
+
+def _is_name(name: str) -> bool:
+    return len(name) <= NAME_MAX and name.isascii()
+
+
+def _changed(old: Group | None, new: Group, at_ms: int) -> dict[str, object]:
+    """The fields in which two values of a group differ, and when that came about."""
+    fields = new.__struct_fields__
+    if old is None:
+        changes: dict[str, object] = {
+            field: value for field, value in zip(fields, astuple(new), strict=True) if value is not None
+        }
+    else:
+        changes = {
+            field: value
+            for field, value, before in zip(fields, astuple(new), astuple(old), strict=True)
+            if value != before
+        }
+    changes["changed_at"] = at_ms
+    return changes
