@@ -192,23 +192,34 @@ class IngressServer(_End):
 
 
 class Publisher(_End):
-    """An XPUB: knows whether anybody listens, drops for whoever is slow, waits for nobody."""
+    """An XPUB: knows whether anybody listens, drops for whoever is slow, waits for nobody.
 
-    def __init__(self, run_dir: Path, name: str, high_water: int = HIGH_WATER) -> None:
+    `joined` is called when somebody has subscribed: a chance to say at once where things stand.
+    """
+
+    def __init__(
+        self, run_dir: Path, name: str, high_water: int = HIGH_WATER, joined: Callable[[], object] | None = None
+    ) -> None:
         super().__init__(_socket(zmq.XPUB, send=high_water))
+        self.socket.setsockopt(zmq.XPUB_VERBOSE, 1)
         self.socket.bind(endpoint(run_dir, name))
         self.watched = False
         self._topics: set[bytes] = set()
+        self._joined = joined
         self.read(self._subscriptions)
 
     def _subscriptions(self, batch: list[list[bytes]]) -> None:
+        joined = False
         for frames in batch:
             event = frames[0]
             if event[:1] == b"\1":
                 self._topics.add(event[1:])
+                joined = True
             elif event[:1] == b"\0":
                 self._topics.discard(event[1:])
         self.watched = bool(self._topics)
+        if joined and self._joined is not None:
+            self._joined()
 
     def publish(self, topic: bytes, message: object) -> None:
         self._offer(topic, wire.encode(message))

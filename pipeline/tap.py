@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable, Iterator
+from io import RawIOBase
 from pathlib import Path
-from typing import Any, BinaryIO, TypeAlias
+from typing import Any, TypeAlias
 
 import msgspec
 from msgspec import Struct
@@ -120,7 +121,7 @@ async def watch(run_dir: Path, take: Callable[[Line], None], *, stop: asyncio.Ev
             end.close()
 
 
-async def record(run_dir: Path, file: BinaryIO, show: Callable[[Line], None], *, stop: asyncio.Event) -> None:
+async def record(run_dir: Path, file: RawIOBase, show: Callable[[Line], None], *, stop: asyncio.Event) -> None:
     """`watch`, and write everything into `file`."""
     loop = asyncio.get_running_loop()
     asked: dict[str, float] = {}
@@ -148,7 +149,6 @@ async def record(run_dir: Path, file: BinaryIO, show: Callable[[Line], None], *,
         await watch(run_dir, take, stop=stop)
     finally:
         queries.close()
-        file.flush()
 
 
 class Replay:

@@ -25,7 +25,11 @@ async def main(process: Process) -> None:
     limits = Limits(settings.store.max_entries, settings.store.max_tombstones, settings.store.max_sessions)
     store = Store(CLOCK, now_ns(), limits)
     epoch = f"{now_ns():x}{secrets.token_hex(4)}"
-    feed = bus.Publisher(run_dir, "feed")
+
+    def joined() -> None:
+        writer.beat()  # whoever joins learns at once where things stand
+
+    feed = bus.Publisher(run_dir, "feed", joined=joined)
     tap = bus.Publisher(run_dir, "tap", bus.TAP_HIGH_WATER)
     writer = Writer(store, epoch, feed, tap, now_ns, wall_ms)
     query = bus.QueryServer(run_dir, Answers(store, epoch))

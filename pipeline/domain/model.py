@@ -148,7 +148,7 @@ KINDS: dict[str, type[Group]] = {
 
 def kind_of(group: str) -> str:
     """``session:s1`` → ``session``; any other group is its own kind."""
-    return "session" if group.startswith(SESSION_PREFIX) else group
+    return group if group in KINDS else "session" if group.startswith(SESSION_PREFIX) else group
 
 
 # ── looks ────────────────────────────────────────────────────────────────────────────────────────
@@ -205,6 +205,7 @@ class Census(Struct, frozen=True, omit_defaults=True, tag="census"):
     """One poll of a catalog: these looks, all read in ``stamp``, and, if ``complete``, no others.
 
     ``domain`` is the identity of the database that was read; ``projects`` are the ids of all projects in it.
+    ``unread``: workspaces that are there but hold something that could not be read; they are not absent.
     """
 
     stamp: Stamp
@@ -213,3 +214,4 @@ class Census(Struct, frozen=True, omit_defaults=True, tag="census"):
     projects: list[str]
     looks: list[Look]
     complete: bool = True
+    unread: list[str] = []

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from msgspec.structs import replace
+
 from pipeline.domain.model import Look, Stamp, Verdict
 
 
@@ -64,5 +66,20 @@ def join(a: Stamp, b: Stamp) -> Stamp:
     return Stamp(min(a.began, b.began), max(a.ended, b.ended), a.clock)
 
 
+def confirm(current: Look, look: Look) -> Look:
+    """`current` with a look that agrees as further evidence.
+
+    It keeps only the order that both have: a sequence or revision that comes after one of them need not come
+    after the other.
+    """
+    same_run = look.seq == current.seq and look.run == current.run and look.source == current.source
+    revision = None
+    if current.revision is not None and look.revision is not None and look.domain == current.domain:
+        revision = max(current.revision, look.revision)
+    stamp = join(current.stamp, look.stamp)
+    return replace(current, stamp=stamp, seq=current.seq if same_run else None, revision=revision)
+
+
 def _agree(a: Look, b: Look) -> bool:
-    return a.value == b.value and a.key == b.key
+    """Where a workspace belongs is part of what `life` says; other groups only pass it on."""
+    return a.value == b.value and a.key == b.key and (a.project == b.project or a.group != "life")

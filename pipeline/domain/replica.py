@@ -27,6 +27,7 @@ class Replica:
         self.complete = False
         self._forming_epoch = ""
         self._forming: Ledger | None = None
+        self._wrong = False
 
     def version(self, epoch: str) -> int:
         """How far this copy is in `epoch`; -1 if it holds nothing of it."""
@@ -45,7 +46,15 @@ class Replica:
         return "applied"
 
     def load(self, epoch: str, ledger: Ledger, complete: bool) -> bool:
-        """Take a whole image. True if what may be shown is now this one."""
+        """Take a whole image. True if what may be shown is now this one.
+
+        An answer that comes late is older than what the deltas have made of the copy since, and is left alone;
+        but any image is better than a copy that is known to be wrong.
+        """
+        held = self._of(epoch)
+        if held is not None and ledger.version < held.version and not self._wrong:
+            return False
+        self._wrong = False
         if complete or (self.ledger is not None and epoch == self.epoch):
             self._show(epoch, ledger, complete)
             return True
@@ -60,6 +69,7 @@ class Replica:
         if version > ledger.version:
             return "gap"
         if version == ledger.version and ledger.hash() != hash_:
+            self._wrong = True
             return "hash"
         if ledger is self.ledger:
             self.complete = complete

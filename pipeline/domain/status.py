@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Final, NamedTuple
 
-from pipeline.domain.model import SESSION_PREFIX, Ci, Column, Group, Life, Pr, Ratchet, Session, Status
+from pipeline.domain.model import Ci, Column, Group, Life, Pr, Ratchet, Session, Status
 
 
 class Row(NamedTuple):
@@ -75,7 +75,7 @@ _ROWS: Final = {code: Status(code=code, column=row.column, needs_user=row.needs_
 
 
 def derive(groups: Mapping[str, Group]) -> Status:
-    """The status of a workspace that holds these groups (session groups under ``session:<id>``).
+    """The status of a workspace that holds these groups (each session a group of its own).
 
     Checks of another pull request or head never get here: the store refuses them (``wrong_key``).
     """
@@ -85,9 +85,7 @@ def derive(groups: Mapping[str, Group]) -> Status:
     assert pr is None or isinstance(pr, Pr)
     assert ci is None or isinstance(ci, Ci)
     assert isinstance(ratchet, Ratchet)
-    sessions = [
-        value for name, value in groups.items() if isinstance(value, Session) and name.startswith(SESSION_PREFIX)
-    ]
+    sessions = [value for value in groups.values() if type(value) is Session]
     return _ROWS[_code(life, pr, ci, ratchet, sessions)]
 
 
@@ -103,7 +101,7 @@ def _code(life: Life, pr: Pr | None, ci: Ci | None, ratchet: Ratchet, sessions: 
     states = {session.state for session in sessions}
     if "waiting" in states:
         return _waiting(sessions)
-    if "error" in states or any(session.crashed and session.state == "exited" for session in sessions):
+    if "error" in states or ("exited" in states and any(s.crashed and s.state == "exited" for s in sessions)):
         return "session_error"
     if phase == "new" or phase == "provisioning":
         return "setting_up"

@@ -10,7 +10,7 @@ The rules it keeps (each has a law in tests/laws):
 4. A census buries what is absent from it, at the census's own stamp: an entry whose `life` was read while
    or after the census ran is a newborn and stays.
 5. A census that would bury everything, or more than half and more than a few, is held until the next one
-   of the same database says the same.
+   of the same database says the same. One that comes late or twice buries nobody and confirms nothing.
 6. When `pr` changes its number or head, the checks of the former one go back to unknown in the same version.
 7. Everything is bounded: entries, sessions per entry, tombstones, rulings kept for explain.
 """
@@ -50,13 +50,15 @@ NOT_OWNER: Final = Ruling("foreign", "this source may not report this group")
 TOO_MANY: Final = Ruling("foreign", "the workspace has as many sessions as it may have")
 BAD_STAMP: Final = Ruling("foreign", "the look ended before it began")
 BURIED: Final = Ruling("buried", "the workspace was archived or removed")
+ENDED: Final = Ruling("buried", "too old to create a session: one that was deleted is no longer remembered")
 NO_ENTRY: Final = Ruling("unknown", "no such workspace, and this group does not create one")
 FENCED: Final = Ruling("unknown", "began before the fence: too old to create a workspace")
 OTHER_HOST: Final = Ruling("unknown", "read by another clock: cannot be placed after the fence")
 FULL: Final = Ruling("unknown", "the store is full")
 NOT_LIVE: Final = Ruling("unknown", "an archived workspace is not created")
 NOT_SEEN: Final = Ruling("unknown", "a later census did not find the workspace")
-BAD_NAME: Final = Ruling("foreign", "the name of the group or workspace is too long or not ASCII")
+SESSION_NOT_SEEN: Final = Ruling("unknown", "a later census did not find the session")
+BAD_NAME: Final = Ruling("foreign", "the name of the group or workspace is empty, too long or not ASCII")
 OLD_INCARNATION: Final = Ruling("old_incarnation", "of a former workspace of this name")
 NEW_INCARNATION: Final = Ruling("old_incarnation", "of an incarnation that life has not announced")
 WRONG_KEY: Final = Ruling("wrong_key", "checks of another pull request or head")
@@ -82,7 +84,7 @@ class Tombstone(NamedTuple):
     final: bool
 
 
-class Told(Struct, frozen=True):
+class Told(Struct, frozen=True, gc=False):
     """One ruling as explain tells it; ``times`` folds a row of the same."""
 
     look: Look
@@ -103,7 +105,7 @@ class Tally(NamedTuple):
 class Entry:
     """What the store knows of a workspace beyond its public fields."""
 
-    __slots__ = ("history", "incarnation", "looks", "project", "values")
+    __slots__ = ("history", "incarnation", "looks", "project", "session_fence", "values")
 
     def __init__(self, project: str, incarnation: int) -> None:
         self.project = project
@@ -111,6 +113,7 @@ class Entry:
         self.looks: dict[str, Look] = {}
         self.values: dict[str, Group] = {}
         self.history: dict[str, deque[Told]] = {}
+        self.session_fence = 0
 
 
 class Store:
@@ -140,13 +143,11 @@ class Store:
         """Judge one look and take it in if it is newer. `wall_ms` dates the change for display, no more."""
         ruling = self._admit(look, wall_ms)
         entry = self.entries.get(look.workspace)
-        history = self.lost if entry is None else entry.history.get(look.group)
-        if history is None:
-            assert entry is not None
-            if ruling.verdict == "foreign" and look.group not in entry.looks:
-                history = self.lost  # a group that does not exist here keeps no history of its own
-            else:
-                history = entry.history[look.group] = deque(maxlen=EXPLAIN_DEPTH)
+        if entry is None or look.group not in entry.looks:
+            history = self.lost  # a group that does not exist here keeps no history of its own
+        else:
+            known = entry.history.get(look.group)
+            history = known if known is not None else entry.history.setdefault(look.group, deque(maxlen=EXPLAIN_DEPTH))
         last = history[-1] if history else None
         if (
             last is not None
@@ -163,7 +164,9 @@ class Store:
         group = look.group
         kind = kind_of(group)
         value = look.value
-        if not _is_name(group) or not _is_name(look.workspace):
+        if not (group.isascii() and len(group) <= NAME_MAX):
+            return BAD_NAME
+        if group in ("session", SESSION_PREFIX):
             return BAD_NAME
         if value is None:
             if kind != "session":
@@ -184,12 +187,17 @@ class Store:
         current = entry.looks.get(group)
         if kind == "session" and group not in entry.values and value is not None and self._is_crowded(entry):
             return TOO_MANY
+        if kind == "session" and current is None:
+            if look.stamp.began <= entry.session_fence:
+                return ENDED
+            if look.domain and self._census is not None and _before(look.stamp, self._census):
+                return SESSION_NOT_SEEN
         ruling = order.weigh(current, look)
         if ruling.verdict == "applied":
             return self._apply(entry, current, look, ruling, wall_ms)
         if ruling.verdict == "confirmed":
             assert current is not None
-            entry.looks[group] = replace(current, stamp=order.join(current.stamp, look.stamp))
+            entry.looks[group] = order.confirm(current, look)
         return ruling
 
     def _admit_identity(self, entry: Entry | None, look: Look, wall_ms: int) -> Ruling:
@@ -210,6 +218,8 @@ class Store:
         value = look.value
         if not isinstance(value, Life):
             return NO_ENTRY
+        if not (look.workspace.isascii() and 0 < len(look.workspace) <= NAME_MAX):
+            return BAD_NAME
         if look.stamp.clock != self.clock:
             return OTHER_HOST
         if look.stamp.began <= self.fence:
@@ -244,12 +254,14 @@ class Store:
 
     def _apply(self, entry: Entry, current: Look | None, look: Look, ruling: Ruling, wall_ms: int) -> Ruling:
         value, group = look.value, look.group
+        moved = False
         if group == "life":
             assert isinstance(value, Life)
             if value.phase in _LEAVING:
                 self._bury(look.workspace, look.stamp, final=value.phase == "archived")
                 return ruling
-            if look.project != entry.project:
+            moved = look.project != entry.project
+            if moved:
                 self._move(entry, look)
         entry.looks[group] = look
         at = look.at_ms if look.at_ms is not None else wall_ms
@@ -264,11 +276,13 @@ class Store:
             entry.values[group] = value
             changes.append((group, _changed(old, value, at)))
         if group == "pr" and (current is None or current.key != look.key):
-            entry.looks.pop("ci", None)
+            if (former := entry.looks.get("ci")) is not None:
+                # Its interval stays: should the key ever return, looks from before are still older.
+                entry.looks["ci"] = replace(former, value=None, key=None, seq=None, revision=None)
             if entry.values.pop("ci", None) is not None:
                 changes.append(("ci", None))
         if not changes:
-            return _UNCHANGED[ruling]
+            return ruling if moved else _UNCHANGED[ruling]
         if group in status.INPUTS or group.startswith(SESSION_PREFIX):
             derived = status.derive(entry.values)
             before = entry.values.get("status")
@@ -288,10 +302,14 @@ class Store:
         self.ledger(entry.project).write(look.workspace, whole)
 
     def _forget_sessions(self, entry: Entry) -> None:
-        """A deleted session leaves its last look, so that late ones are older; only so many are kept."""
+        """A deleted session leaves its last look, so that late ones are older; only so many are kept.
+
+        Forgetting one raises a fence, as forgetting a tombstone does.
+        """
         empty = [name for name in entry.looks if name.startswith(SESSION_PREFIX) and name not in entry.values]
+        empty.sort(key=lambda name: entry.looks[name].stamp.ended)
         for name in empty[: max(0, len(empty) - self.limits.max_sessions)]:
-            del entry.looks[name]
+            entry.session_fence = max(entry.session_fence, entry.looks.pop(name).stamp.ended)
             entry.history.pop(name, None)
 
     # ── removal ──────────────────────────────────────────────────────────────────────────────────
@@ -318,8 +336,7 @@ class Store:
         # Entries are in order of last change; the project that has been still for longest gives one up.
         victim = min(unwatched, key=lambda name: max(look.stamp.ended for look in self._newest(name).looks.values()))
         workspace = next(iter(self.projects[victim].entries))
-        del self.entries[workspace]
-        self.ledger(victim).remove(workspace)
+        self._bury(workspace, self.entries[workspace].looks["life"].stamp, final=False)
         self._evicted_from.add(victim)
         self.evictions += 1
         return True
@@ -361,9 +378,9 @@ class Store:
             if known and ruling.verdict == "applied":
                 kind = kind_of(look.group)
                 drift[kind] = drift.get(kind, 0) + 1
-        if not census.complete:
+        if not self._counts(census):
             return Tally(rulings, drift, [], False)
-        seen = frozenset(look.workspace for look in census.looks)
+        seen = frozenset(look.workspace for look in census.looks).union(census.unread)
         absent = self._absent(census.stamp, seen)
         held = self._mass_delete(absent) and self._held != census.domain
         buried: list[str] = []
@@ -380,9 +397,15 @@ class Store:
         self._census, self._seen = census.stamp, seen
         self.live = len(seen)
         # One that was begun before we started could not create anything: it confirms nothing either.
-        self.complete = self.complete or (census.stamp.began > self.fence and census.stamp.clock == self.clock)
+        self.complete = self.complete or census.stamp.began > self.fence
         self._evicted_from = {name for name in self._evicted_from if self._lacks(name, census)}
         return Tally(rulings, drift, buried, held)
+
+    def _counts(self, census: Census) -> bool:
+        """Whether its absences say anything: it is complete, by our clock, and no former one come late or twice."""
+        if not census.complete or census.stamp.clock != self.clock:
+            return False
+        return self._census is None or _before(self._census, census.stamp)
 
     def _mass_delete(self, absent: list[str]) -> bool:
         total = len(self.entries)
@@ -392,6 +415,8 @@ class Store:
         """Sessions that came from this catalog and are no longer in it."""
         present = {(look.workspace, look.group) for look in census.looks}
         for name, entry in self.entries.items():
+            if name in census.unread:
+                continue
             ended = [
                 look
                 for group, look in entry.looks.items()
@@ -436,11 +461,12 @@ class Store:
         """The last rulings per group, oldest first; of a workspace that is not there, those among the lost."""
         entry = self.entries.get(workspace)
         told: dict[str, list[Told]] = {}
-        if entry is not None:
-            told = {name: list(history) for name, history in entry.history.items()}
         for one in self.lost:
             if one.look.workspace == workspace:
                 told.setdefault(one.look.group, []).append(one)
+        if entry is not None:
+            for name, history in entry.history.items():
+                told.setdefault(name, []).extend(history)
         return {name: rulings for name, rulings in told.items() if not group or name == group}
 
 
@@ -457,10 +483,6 @@ def _found_again(tombstone: Tombstone, look: Look) -> bool:
 
 def _before(stamp: Stamp, census: Stamp) -> bool:
     return stamp.clock == census.clock and stamp.ended < census.began
-
-
-def _is_name(name: str) -> bool:
-    return len(name) <= NAME_MAX and name.isascii()
 
 
 def _changed(old: Group | None, new: Group, at_ms: int) -> dict[str, object]:

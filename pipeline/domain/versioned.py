@@ -144,23 +144,36 @@ class Ledger:
         return self.version
 
     def apply(self, patch: Mapping[str, Any], to: int) -> None:
-        """Take over what changed elsewhere up to version `to`."""
+        """Take over what changed elsewhere up to version `to`.
+
+        What came and went within that step was never seen here, and what it held is not known: so cursors
+        from within the step find no answer.
+        """
+        unseen = False
         for workspace, entry_patch in patch.items():
+            entry = self.entries.get(workspace)
             if entry_patch is None:
-                if workspace in self.entries:
+                if entry is None:
+                    unseen = True
+                else:
                     self._remove(workspace, to)
             else:
-                self._write(workspace, _flat(entry_patch), to)
+                former = entry.groups if entry is not None else self.gone.get(workspace, (0, {}))[1]
+                flat = list(_flat(entry_patch))
+                unseen = unseen or any(fields is None and name not in former for name, fields in flat)
+                self._write(workspace, flat, to)
         self.version = to
+        if unseen:
+            self.floor = to
 
     def _write(self, workspace: str, changes: Iterable[tuple[str, Mapping[str, Any] | None]], version: int) -> None:
         entry = self.entries.get(workspace)
+        emptied = entry is None
         if entry is None:
             entry = self.entries[workspace] = Entry()
             self._revive(workspace, entry)
         else:
             self.entries.move_to_end(workspace)
-        emptied = False
         for name, fields in changes:
             if fields is None:
                 entry.group(name).clear(version)
@@ -257,6 +270,7 @@ class Ledger:
         """The ledger whose `dump` and `gone` these are: it answers every cursor that the original answers."""
         ledger = cls(version)
         ledger.floor = floor
+        last = 0
         for workspace, groups in entries.items():
             entry = ledger.entries[workspace] = Entry()
             for name, fields in groups.items():
@@ -266,7 +280,8 @@ class Ledger:
                         group.values[field] = value
                     group.versions[field] = changed
                     group.version = max(group.version, changed)
-                entry.version = max(entry.version, group.version)
+                last = max(last, group.version)
+            entry.version = last  # they come in order of last change
             ledger._dirty.add(workspace)
         for workspace, (left_at, shape) in gone.items():
             ledger.gone[workspace] = (left_at, {name: list(fields) for name, fields in shape.items()})

@@ -1,0 +1,296 @@
+"""Fan-out: the follower's replicas on one side, every socket's cursor on the other.
+
+The first change after a quiet moment goes out at once. After that, changes are joined and go out once per tick, and
+the tick grows with the number of clients: see docs/decisions/0002-tick-scales-with-clients.md. A socket that cannot
+take more is passed over and tried again: nothing here waits for a client, and nothing is queued for one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final, Protocol
+
+from gateway.session import Close, Session
+from gateway.shelf import Shelf
+from pipeline import bus, frames, wire
+from pipeline.domain.model import Look
+from pipeline.follow import Follower
+from pipeline.runtime.beat import read_beats
+from pipeline.runtime.clock import now_ns
+
+TICK_PER_CLIENT_S: Final = 40e-6
+TICK_MIN_S: Final = 0.004
+TICK_MAX_S: Final = 0.1
+SWEEP_S: Final = 0.25
+RETRY_S: Final = 0.02
+INTEREST_S: Final = 5.0
+HEALTH_S: Final = 2.0
+EXPLAIN_S: Final = 2.0
+BACKLOG: Final = 10_000
+# health's name for a process → its role
+WATCHED: Final = {"reconciler": "reconciler", "git": "dispatcher", "sources": "sources"}
+
+
+class Client(Protocol):
+    """A socket, as the hub sees it."""
+
+    session: Session
+
+    def flush(self, now: int) -> bool:
+        """Send what is due if the socket can take it. False: it could not take all of it; try again."""
+        ...
+
+    def check(self, now: int) -> None:
+        """Close it if the client broke off or fell silent."""
+        ...
+
+    def close(self, why: Close) -> None:
+        """End it with a code."""
+        ...
+
+
+class Away(Exception):
+    """The aggregator does not answer now."""
+
+
+class Hub:
+    def __init__(self, run_dir: Path, name: str, database: Callable[[], str]) -> None:
+        self.shelves: dict[str, Shelf] = {}
+        self.clients: set[Client] = set()
+        self.readers: dict[str, set[Client]] = {}
+        self.flushes = 0
+        self.unsent = 0
+        self._name = name
+        self._database = database
+        self._run_dir = run_dir
+        self._loop = asyncio.get_running_loop()
+        self._watching: dict[Client, frozenset[str]] = {}
+        self._dirty: set[str] = set()
+        self._behind: set[Client] = set()
+        self._timer: asyncio.TimerHandle | None = None
+        self._flushed = self._urgent = -1.0
+        self._processes: tuple[float, dict[str, str]] = (-HEALTH_S, {})
+        self._questions: dict[int, asyncio.Future[wire.Explained | None]] = {}
+        self._backlog: list[Look] = []
+        self.ingress = bus.Ingress(run_dir)
+        self.follower = Follower(run_dir, changed=self._changed, gone=self._gone, answered=self._answered)
+
+    def close(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self.follower.close()
+        self.ingress.close()
+
+    # ── what sessions read ───────────────────────────────────────────────────────────────────────
+
+    @property
+    def epoch(self) -> str:
+        return self.follower.epoch
+
+    @property
+    def settled(self) -> bool:
+        head = self.follower.head
+        return head is not None and head.census_ns != 0
+
+    @property
+    def stale(self) -> bool:
+        return self.follower.stale()
+
+    def shelf(self, project: str) -> Shelf | None:
+        """``None`` if the aggregator has not told of such a project."""
+        found = self.shelves.get(project)
+        if found is None and (replica := self.follower.replicas.get(project)) is not None:
+            found = self.shelves[project] = Shelf(project)
+            found.refresh(replica)
+        return found
+
+    def health(self) -> frames.Health:
+        """How fresh what is shown can be, by the part that it depends on."""
+        return {"aggregator": "stale" if self.stale else "ok", "database": self._database(), **self.processes()}
+
+    def processes(self) -> dict[str, str]:
+        """The state of the other processes: ok, starting, degraded, stopping or away."""
+        now = self._loop.time()
+        if now - self._processes[0] >= HEALTH_S:
+            states = {}
+            beats = {beat.name: beat for beat in read_beats(self._run_dir)}
+            for part, role in WATCHED.items():
+                beat = beats.get(role)
+                states[part] = "away" if beat is None or not beat.alive() else beat.state.replace("running", "ok")
+            self._processes = (now, states)
+        return self._processes[1]
+
+    # ── clients ──────────────────────────────────────────────────────────────────────────────────
+
+    def add(self, client: Client) -> None:
+        self.clients.add(client)
+        self._watching[client] = frozenset()
+
+    def remove(self, client: Client) -> None:
+        self.clients.discard(client)
+        self._behind.discard(client)
+        for project in self._watching.pop(client, ()):
+            self._unwatch(project, client)
+
+    def serve(self, client: Client) -> None:
+        """A client said something: send what it is owed, and remember what it follows now."""
+        if client not in self._watching:
+            return
+        self._flush_one(client, now_ns())
+        self._reindex(client)
+        if client in self._behind:
+            self._schedule(RETRY_S)
+
+    def _reindex(self, client: Client) -> None:
+        before, after = self._watching[client], frozenset(client.session.projects)
+        if before != after:
+            for project in before - after:
+                self._unwatch(project, client)
+            for project in after - before:
+                self.readers.setdefault(project, set()).add(client)
+            self._watching[client] = after
+
+    def _unwatch(self, project: str, client: Client) -> None:
+        readers = self.readers.get(project)
+        if readers is not None:
+            readers.discard(client)
+            if not readers:
+                del self.readers[project]
+
+    # ── fan-out ──────────────────────────────────────────────────────────────────────────────────
+
+    def tick(self) -> float:
+        """Seconds between two rounds of frames."""
+        return min(max(len(self.clients) * TICK_PER_CLIENT_S, TICK_MIN_S), TICK_MAX_S)
+
+    def _changed(self, projects: set[str]) -> None:
+        urgent = False
+        for project in projects:
+            replica = self.follower.replicas.get(project)
+            if replica is None:
+                continue
+            shelf = self.shelves.get(project)
+            if shelf is None:
+                shelf = self.shelves[project] = Shelf(project)
+            urgent |= shelf.refresh(replica)
+            if project in self.readers:
+                self._dirty.add(project)
+        if not self._dirty:
+            return
+        now = self._loop.time()
+        if now >= self._flushed + self.tick():
+            self._flush()
+        elif urgent and now >= self._urgent + TICK_MAX_S:  # often enough for people, too rare to be a flood
+            self._urgent = now
+            self._flush()
+        else:
+            self._schedule(self._flushed + self.tick() - now)
+
+    def _gone(self, project: str) -> None:
+        self.shelves.pop(project, None)
+        if project in self.readers:
+            self._dirty.add(project)
+            self._schedule(0.0)
+
+    def _schedule(self, delay: float) -> None:
+        when = self._loop.time() + delay
+        if self._timer is not None:
+            if self._timer.when() <= when:
+                return
+            self._timer.cancel()
+        self._timer = self._loop.call_at(when, self._flush)
+
+    def _flush(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        now = now_ns()
+        due = set(self._behind)
+        for project in self._dirty:
+            due |= self.readers.get(project, set())
+        self._dirty.clear()
+        for client in due:
+            self._flush_one(client, now)
+        self.flushes += 1
+        self._flushed = self._loop.time()
+        if self._behind:
+            self._schedule(max(self.tick(), RETRY_S))
+
+    def _flush_one(self, client: Client, now: int) -> None:
+        if client.flush(now):
+            self._behind.discard(client)
+        elif client in self._watching:
+            self._behind.add(client)
+
+    def sweep(self) -> None:
+        """What time alone brings about: heartbeats, silence, projects that turn out not to exist."""
+        now = now_ns()
+        for client in [*self.clients]:
+            client.check(now)
+            if client in self._watching:
+                if client.session.heartbeat_due(now) or self._waits_for_nothing(client):
+                    self._flush_one(client, now)
+                self._reindex(client)
+        if self._behind:
+            self._schedule(RETRY_S)
+
+    def _waits_for_nothing(self, client: Client) -> bool:
+        return self.settled and any(self.shelf(project) is None for project in self._watching[client])
+
+    async def sweeping(self, heartbeat_ms: int) -> None:
+        """Sweep for ever; with nobody connected, hardly ever."""
+        busy = min(SWEEP_S, heartbeat_ms / 2000)
+        while True:
+            await asyncio.sleep(busy if self.clients else 1.0)
+            self.sweep()
+
+    async def interest(self) -> None:
+        """Say again and again which projects somebody looks at."""
+        while True:
+            self.ingress.send(wire.Interest(self._name, sorted(self.readers)))
+            await asyncio.sleep(INTEREST_S)
+
+    # ── questions ────────────────────────────────────────────────────────────────────────────────
+
+    async def explain(self, workspace: str, group: str) -> wire.Explained | None:
+        """Why a workspace's values are what they are; ``None`` if there is none. Raises `Away`."""
+        id_ = self.follower.next_id()
+        if not self.follower.ask(wire.Explain(id_, workspace, group)):
+            raise Away
+        answer = self._questions[id_] = self._loop.create_future()
+        try:
+            return await asyncio.wait_for(answer, EXPLAIN_S)
+        except TimeoutError:
+            raise Away from None
+        finally:
+            self._questions.pop(id_, None)
+
+    def _answered(self, answer: wire.Answer) -> None:
+        question = self._questions.get(answer.id) if isinstance(answer, wire.Explained | wire.Missing) else None
+        if question is not None and not question.done():
+            question.set_result(answer if isinstance(answer, wire.Explained) else None)
+
+    # ── looks on their way to the aggregator ─────────────────────────────────────────────────────
+
+    @property
+    def full(self) -> bool:
+        """Whether the aggregator takes looks more slowly than they come."""
+        return len(self._backlog) >= BACKLOG
+
+    def send(self, looks: list[Look]) -> None:
+        """Pass on what the catalog holds already. While the aggregator is away a census makes up for it."""
+        waiting = bool(self._backlog)
+        self._backlog += looks
+        if not waiting:
+            self._drain()
+
+    def _drain(self) -> None:
+        if self.stale:
+            self.unsent += len(self._backlog)
+            self._backlog.clear()
+            return
+        del self._backlog[: self.ingress.send_all(self._backlog)]
+        if self._backlog:
+            self._loop.call_later(RETRY_S, self._drain)

@@ -1,0 +1,116 @@
+"""The gateway: HTTP and WebSocket in front of the pipeline.
+
+Several gateways (``gateway.processes``) listen on one address, and the kernel shares the connections out among them
+(SO_REUSEPORT): clients know one URL, and nobody needs a proxy. A single one does not ask for that, so that a port
+that is taken is an error and not a port shared with a stranger.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import os
+import socket
+from pathlib import Path
+from typing import Final
+
+from aiohttp import web
+
+from gateway import app
+from gateway.access import Access, token_of
+from gateway.figures import Figures
+from gateway.hub import Hub
+from gateway.ingest import Recorder
+from gateway.session import Close
+from gateway.socket import FAREWELL_S, Tally
+from pipeline import bus, frames
+from pipeline.runtime.place import OperatorError
+from pipeline.runtime.process import Process
+from pipeline.runtime.settings import Gateway
+
+BACKLOG: Final = 4096
+
+
+async def main(process: Process) -> None:
+    settings = process.settings
+    gateway = settings.gateway
+    listening = bind(gateway)
+    port = listening.getsockname()[1]
+    access = Access(token_of(settings.token_path), gateway.host, port, gateway.allowed_hosts, gateway.allowed_origins)
+    recorder = Recorder(settings, process.log)
+    hub = Hub(settings.run_dir, process.name, lambda: recorder.state)
+    tally = Tally()
+    Figures(process, hub, tally, recorder)
+    runner = web.AppRunner(
+        app.make(process, hub, recorder, access, tally),
+        access_log=None,
+        handle_signals=False,
+        shutdown_timeout=FAREWELL_S + 0.5,
+    )
+    await runner.setup()
+    site = web.SockSite(runner, listening, backlog=BACKLOG)
+    await site.start()
+    url = address(gateway.host, port)
+    write_whole(settings.url_path, url + "\n")
+    process.figures["url"] = url
+    if not _is_loopback(gateway.host):
+        process.log.warning("listens beyond this host, unencrypted: put a TLS proxy in front", host=gateway.host)
+    process.log.info("listening", url=url)
+    process.spawn(hub.sweeping(gateway.heartbeat_ms), "sweep")
+    process.spawn(hub.interest(), "interest")
+
+    await process.stopping.wait()
+
+    await site.stop()
+    for client in [*hub.clients]:
+        client.close(Close(frames.SHUTTING_DOWN, "shutting down"))
+    await runner.cleanup()
+    await asyncio.to_thread(recorder.close)
+    hub.close()
+    bus.close()
+
+
+def bind(gateway: Gateway) -> socket.socket:
+    """Take the address. Raises `OperatorError`."""
+    if gateway.port == 0 and gateway.processes > 1:
+        raise OperatorError("gateway.port = 0 picks a port for one process: set a port, or gateway.processes = 1")
+    try:
+        found = socket.getaddrinfo(gateway.host, gateway.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except OSError as error:
+        raise OperatorError(f"gateway.host = {gateway.host!r} is no address: {error.strerror}") from None
+    family, kind, protocol, _, where = found[0]
+    listening = socket.socket(family, kind, protocol)
+    try:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if gateway.processes > 1:
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        listening.bind(where)
+        # Taken now, not when the first request is served: two that reuse an address may both bind it.
+        listening.listen(BACKLOG)
+    except OSError as error:
+        listening.close()
+        raise OperatorError(
+            f"cannot listen on {gateway.host}:{gateway.port}: {error.strerror}; set gateway.port to a free one"
+        ) from None
+    listening.setblocking(False)
+    return listening
+
+
+def address(host: str, port: int) -> str:
+    """Where a browser on this host finds it."""
+    shown = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)  # noqa: S104
+    return f"http://{shown}:{port}/"
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Readers see the former content or this."""
+    fresh = path.with_name(f"{path.name}.{os.getpid()}.new")
+    fresh.write_text(text)
+    os.replace(fresh, path)
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

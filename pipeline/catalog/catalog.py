@@ -1,0 +1,124 @@
+"""The catalog: the authority for what exists. Each method is one transaction, synchronous; call it in a thread.
+
+Every method raises `CatalogUnavailable`, with a sentence, when the database cannot be used.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Sequence
+from typing import TYPE_CHECKING
+
+from sqlalchemy import Engine
+
+from pipeline.catalog import migrate, projects, record, workspaces, worktrees
+from pipeline.catalog.database import Database
+from pipeline.catalog.projects import Added, Project
+from pipeline.catalog.record import Observed
+from pipeline.catalog.workspaces import Target, Workspace
+from pipeline.catalog.worktrees import Worktree
+from pipeline.domain.model import Look, Stamp
+
+if TYPE_CHECKING:
+    from pipeline.runtime.settings import Settings
+
+DOMAIN = "catalog:"
+
+
+def open(settings: Settings) -> Catalog:
+    """The catalog that the settings name, brought to the schema of this release; made if there is none."""
+    return open_url(settings.database_url)
+
+
+def open_url(url: str) -> Catalog:
+    migrate.upgrade(url)
+    return Catalog(url)
+
+
+class Catalog:
+    """Thread-safe. Connects on first use, and again when the database file was replaced."""
+
+    def __init__(self, url: str) -> None:
+        self.database = Database(url)
+
+    @property
+    def engine(self) -> Engine:
+        return self.database.engine
+
+    def identity(self) -> str:
+        """The name that this database was given when it was made: another one is another catalog."""
+        return self.database.identity()
+
+    def domain(self) -> str:
+        """Whose revisions its looks carry."""
+        return DOMAIN + self.identity()
+
+    def close(self) -> None:
+        self.database.close()
+
+    # ── reads ────────────────────────────────────────────────────────────────────────────────────
+
+    def projects(self) -> list[Project]:
+        """All projects that were not removed, by id."""
+        with self.database.read() as tx:
+            return projects.projects(tx)
+
+    def project(self, project_or_path: str) -> Project | None:
+        """The project of this id or path."""
+        with self.database.read() as tx:
+            return projects.find_project(tx, project_or_path)
+
+    def workspaces(self, project: str = "", archived: bool = False) -> list[Workspace]:
+        """The workspaces of one project or of all, by id; archived ones only if asked for."""
+        with self.database.read() as tx:
+            return workspaces.workspaces(tx, project, archived)
+
+    def workspace(self, workspace: str) -> Workspace | None:
+        """The workspace of this id, archived or not."""
+        with self.database.read() as tx:
+            return workspaces.workspace_by_id(tx, workspace)
+
+    def workspace_at(self, path: str | os.PathLike[str]) -> Workspace | None:
+        """The live workspace whose worktree contains this path; of nested ones the innermost."""
+        with self.database.read() as tx:
+            return workspaces.workspace_at(tx, path)
+
+    def targets(self) -> list[Target]:
+        """The worktrees that git can look at, by workspace."""
+        with self.database.read() as tx:
+            return workspaces.targets(tx)
+
+    # ── writes ───────────────────────────────────────────────────────────────────────────────────
+
+    def add_project(self, path: str | os.PathLike[str], at_ms: int, name: str = "", base: str = "") -> Added:
+        """Follow the repository whose main worktree (or bare folder) this is. Adding it again is fine."""
+        with self.database.write() as tx:
+            return projects.add_project(tx, os.path.realpath(path), name, base, at_ms)
+
+    def remove_project(self, project: str, stamp: Stamp, at_ms: int) -> list[Look]:
+        """Follow it no longer, archive its workspaces; returns the looks that say so. Nothing on disk is touched."""
+        domain = self.domain()
+        with self.database.write() as tx:
+            return projects.remove_project(tx, domain, project, stamp, at_ms)
+
+    def upsert_worktrees(
+        self, project: str, found: Sequence[Worktree], stamp: Stamp, at_ms: int, unsure: Collection[str] = ()
+    ) -> list[Look]:
+        """Bring a project's workspaces in line with what git listed; see `worktrees.upsert_worktrees`."""
+        domain = self.domain()
+        with self.database.write() as tx:
+            return worktrees.upsert_worktrees(tx, domain, project, found, stamp, at_ms, unsure)
+
+    def record(self, events: Sequence[Observed]) -> list[Look | None]:
+        """Write events by the merge rule; see `record.record`."""
+        if not events:
+            return []
+        domain = self.domain()
+        with self.database.write() as tx:
+            return record.record(tx, domain, events)
+
+    def archive_workspace(self, workspace: str, stamp: Stamp, at_ms: int, producer: str = "archive") -> Look | None:
+        """Archive a workspace; ``None`` if there is none of this id, or it is archived already."""
+        domain = self.domain()
+        with self.database.write() as tx:
+            return workspaces.archive_workspace(tx, domain, workspace, stamp, at_ms, producer)

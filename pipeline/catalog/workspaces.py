@@ -1,0 +1,113 @@
+"""Reading workspaces, and archiving one."""
+
+from __future__ import annotations
+
+import os
+from pathlib import PurePath
+from typing import Any
+
+from msgspec import Struct
+from sqlalchemy import Connection, Select, select
+
+from pipeline.bridges import workspace
+from pipeline.catalog import tables
+from pipeline.catalog.record import archived, place_of, write_workspaces
+from pipeline.domain.model import Look, Phase, Stamp
+
+
+class Workspace(Struct, frozen=True):
+    """One workspace, as the catalog knows it. Paths never leave the host."""
+
+    id: str
+    project: str
+    incarnation: int
+    name: str | None
+    phase: Phase | None
+    branch: str | None
+    base: str | None
+    path: str | None
+    at_ms: int | None
+
+
+class Target(Struct, frozen=True):
+    """A worktree that git can look at; its git directories and inode as they were when it was registered."""
+
+    workspace: str
+    project: str
+    incarnation: int
+    path: str
+    git_dir: str
+    common_dir: str
+    inode: int
+    base: str
+
+
+def workspaces(tx: Connection, project: str = "", archived_too: bool = False) -> list[Workspace]:
+    query = _known(archived_too)
+    if project:
+        query = query.where(tables.workspace.c.project_id == project)
+    return [_workspace(row) for row in tx.execute(query.order_by(tables.workspace.c.id)).mappings()]
+
+
+def workspace_by_id(tx: Connection, name: str) -> Workspace | None:
+    """Archived or not."""
+    row = tx.execute(_known(archived_too=True).where(tables.workspace.c.id == name)).mappings().first()
+    return None if row is None else _workspace(row)
+
+
+def workspace_at(tx: Connection, path: str | os.PathLike[str]) -> Workspace | None:
+    """The live workspace whose worktree contains this path; of nested ones the innermost."""
+    real = PurePath(os.path.realpath(path))
+    upwards = [str(real), *(str(parent) for parent in real.parents)]
+    rows = tx.execute(_known(archived_too=False).where(tables.workspace.c.path.in_(upwards))).mappings().all()
+    row = max(rows, key=lambda row: len(row["path"]), default=None)
+    return None if row is None else _workspace(row)
+
+
+def targets(tx: Connection) -> list[Target]:
+    """All live workspaces whose worktree discovery has found."""
+    query = _known(archived_too=False).where(tables.workspace.c.present).order_by(tables.workspace.c.id)
+    return [
+        Target(
+            workspace=row["id"],
+            project=row["project_id"],
+            incarnation=row["incarnation"],
+            path=row["path"],
+            git_dir=row["git_dir"],
+            common_dir=row["common_dir"],
+            inode=row["inode"],
+            base=row["base"] or "",
+        )
+        for row in tx.execute(query).mappings()
+    ]
+
+
+def archive_workspace(tx: Connection, domain: str, name: str, stamp: Stamp, at_ms: int, producer: str) -> Look | None:
+    """Archive it and return the look that says so; ``None`` if there is no such workspace or it is archived already."""
+    query = select(tables.workspace).where(tables.workspace.c.id == name, tables.workspace.c.phase != "archived")
+    row = tx.execute(query.with_for_update()).mappings().first()
+    if row is None:
+        return None
+    changed = archived(dict(row), stamp, at_ms, producer)
+    write_workspaces(tx, [], [changed])
+    return workspace.look(changed, place_of(changed, domain))
+
+
+def _known(archived_too: bool) -> Select[Any]:
+    table = tables.workspace
+    query = select(table).join(tables.project).where(tables.project.c.removed_ms.is_(None))
+    return query if archived_too else query.where(table.c.phase != "archived")
+
+
+def _workspace(row: Any) -> Workspace:
+    return Workspace(
+        id=row["id"],
+        project=row["project_id"],
+        incarnation=row["incarnation"],
+        name=row["name"],
+        phase=row["phase"],
+        branch=row["branch"],
+        base=row["base"],
+        path=row["path"],
+        at_ms=row["at_ms"],
+    )

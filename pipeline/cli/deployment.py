@@ -1,0 +1,126 @@
+"""What the operator's commands know of a deployment: who holds its lock, what supervisord and the beats say."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgspec
+
+from pipeline.runtime.beat import Beat, read_beats
+from pipeline.runtime.place import OperatorError
+from pipeline.runtime.settings import Settings
+from pipeline.runtime.supervisor import LOCK, Fault, Unreachable, call
+from pipeline.watchdog import NOTES
+
+# supervisord closes whatever it finds from descriptor 5 up when it reloads itself; this one it leaves alone.
+LOCK_FD = 3
+
+
+def take_lock(run_dir: Path) -> int | None:
+    """A descriptor that holds the deployment's lock, or None where another process does."""
+    fd = os.open(run_dir / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(fd)
+        if error.errno in (errno.EAGAIN, errno.EACCES):
+            return None
+        raise
+    return fd
+
+
+def runs(settings: Settings) -> bool:
+    """Whether somebody holds the lock, be it a supervisord or an `up` that is about to become one."""
+    if not (settings.run_dir / LOCK).exists():
+        return False
+    fd = take_lock(settings.run_dir)
+    if fd is not None:
+        os.close(fd)
+    return fd is None
+
+
+def holder(run_dir: Path) -> int | None:
+    """The pid of the supervisord that holds the lock. A pid that merely stands in the file is not believed."""
+    lock = run_dir / LOCK
+    try:
+        pid = int(lock.read_text())
+        held = os.stat(f"/proc/{pid}/fd/{LOCK_FD}")
+        return pid if os.path.samestat(held, lock.stat()) else None
+    except (OSError, ValueError):
+        return None
+
+
+def supervisord_conf() -> Path:
+    """The checkout's own, or the one that was installed."""
+    for path in (
+        Path(__file__).parents[2] / "supervisord.conf",
+        Path(sys.prefix) / "share" / "treewire" / "supervisord.conf",
+    ):
+        if path.is_file():
+            return path
+    raise OperatorError("supervisord.conf is missing from the installation: install treewire again")
+
+
+class Member(NamedTuple):
+    """One process as supervisord sees it and as it speaks for itself."""
+
+    name: str
+    state: str
+    pid: int
+    said: str
+    beat: Beat | None
+
+    @property
+    def well(self) -> bool:
+        """It runs, and what it says of itself is fresh and good."""
+        if self.state != "RUNNING":
+            return False
+        return self.name == "watchdog" or (self.beat is not None and self.beat.alive() and self.beat.state == "running")
+
+
+def members(settings: Settings) -> list[Member]:
+    """Every process of the deployment. Raises `Unreachable` where no supervisord answers."""
+    try:
+        processes: list[dict[str, Any]] = call(settings.run_dir, "getAllProcessInfo")
+    except Fault as fault:
+        raise Unreachable(str(fault)) from None
+    beats = {beat.name: beat for beat in read_beats(settings.run_dir)}
+    found = []
+    for process in sorted(processes, key=lambda process: process["name"]):
+        beat = beats.get(process["name"])
+        if beat is not None and beat.pid != process["pid"]:
+            beat = None  # its predecessor's
+        found.append(Member(process["name"], process["statename"], process["pid"], process["description"], beat))
+    return found
+
+
+def watchdog_notes(run_dir: Path) -> dict[str, Any]:
+    """What the watchdog last published; empty where it has not."""
+    try:
+        notes: dict[str, Any] = msgspec.json.decode((run_dir / NOTES).read_bytes())
+    except (OSError, msgspec.DecodeError):
+        return {}
+    return notes
+
+
+def tail(settings: Settings, name: str, lines: int = 8) -> list[str]:
+    """The last lines of a process's log."""
+    try:
+        with open(settings.log_dir / f"{name}.log", "rb") as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - 16_384))
+            return file.read().decode(errors="replace").splitlines()[-lines:]
+    except OSError:
+        return []
+
+
+def url(settings: Settings) -> str:
+    """Where the gateway says it listens; empty before it does."""
+    try:
+        return settings.url_path.read_text().strip()
+    except OSError:
+        return ""

@@ -1,0 +1,126 @@
+"""`treewire explain`: why does a workspace show what it shows?"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from pathlib import Path
+from typing import Any, Final
+
+import click
+import msgspec
+
+from pipeline import bus, wire
+from pipeline.runtime.clock import CLOCK, now_ns
+from pipeline.runtime.settings import Settings
+
+ANSWER_S: Final = 3.0
+ASK_AGAIN_S: Final = 0.02
+
+
+async def ask(run_dir: Path, workspace: str, group: str, timeout: float = ANSWER_S) -> wire.Explained | None:
+    """The aggregator's rulings on a workspace; ``None`` if it does not know it. Raises `TimeoutError`."""
+    loop = asyncio.get_running_loop()
+    answered: asyncio.Future[wire.Answer] = loop.create_future()
+
+    def take(batch: list[wire.Answer]) -> None:
+        if not answered.done():
+            answered.set_result(batch[0])
+
+    def put() -> None:
+        if not answered.done() and not queries.ask(wire.Explain(1, workspace, group)):
+            loop.call_later(ASK_AGAIN_S, put)  # not connected yet
+
+    queries = bus.Queries(run_dir, take)
+    try:
+        put()
+        answer = await asyncio.wait_for(answered, timeout)
+    finally:
+        queries.close()
+    return answer if isinstance(answer, wire.Explained) else None
+
+
+@click.command()
+@click.argument("workspace")
+@click.argument("group", default="")
+@click.option("--json", "as_json", is_flag=True, help="Everything, as JSON.")
+@click.pass_obj
+def explain(settings: Settings, workspace: str, group: str, as_json: bool) -> None:
+    """Tell the last looks at each GROUP of WORKSPACE, what became of each, and why.
+
+    WORKSPACE is an id, a name, or the path of the worktree. GROUP is life, git, pr, ci, ratchet, terminal, run or
+    session:<id>; without one, all are told.
+    """
+    found = _resolve(settings, workspace)
+    try:
+        explained = asyncio.run(ask(settings.run_dir, found, group))
+    except TimeoutError as error:
+        raise click.ClickException(
+            f"the aggregator of {settings.home} does not answer: look at `treewire status`"
+        ) from error
+    if explained is None:
+        raise click.ClickException(
+            f"nothing is known of workspace {workspace!r}: `treewire workspace list` tells the ids there are"
+        )
+    if group and group not in explained.rulings:
+        raise click.ClickException(f"no look at {group!r} yet; there are looks at: {', '.join(explained.rulings)}")
+    if as_json:
+        click.echo(msgspec.json.encode(explained).decode())
+        return
+    click.echo(f"{explained.workspace} in {explained.project}, version {explained.version}")
+    for name, rulings in explained.rulings.items():
+        click.echo(f"\n{name}: {_shown(_public(explained.state, name))}")
+        for ruled in reversed(rulings):
+            click.echo("  " + _line(ruled))
+    if not explained.state:
+        click.echo("\nIt has no entry: it was archived, removed, or never announced.")
+
+
+def _resolve(settings: Settings, workspace: str) -> str:
+    """An id as it is; a path or a unique name by way of the catalog."""
+    from pipeline import catalog as catalogs
+
+    catalog = catalogs.open(settings)
+    try:
+        known = catalog.workspaces()
+        if any(row.id == workspace for row in known):
+            return workspace
+        named = [row.id for row in known if row.name == workspace]
+        if len(named) > 1:
+            raise click.ClickException(f"{workspace!r} names several workspaces, say which: {', '.join(named)}")
+        if named:
+            return named[0]
+        at = catalog.workspace_at(Path(workspace).absolute())
+        return at.id if at is not None else workspace
+    except catalogs.CatalogUnavailable:
+        return workspace  # the aggregator may know more
+    finally:
+        catalog.close()
+
+
+def _public(state: dict[str, Any], group: str) -> Any:
+    kind, _, session = group.partition(":")
+    return state.get("sessions", {}).get(session) if session else state.get(kind)
+
+
+def _shown(value: Any) -> str:
+    if not value:
+        return "nothing known"
+    return " ".join(f"{name}={shown}" for name, shown in value.items() if name != "changed_at")
+
+
+def _line(ruled: wire.Ruled) -> str:
+    look = ruled.look
+    age = ""
+    if look.stamp.clock == CLOCK:
+        age = f"{max(0.0, (now_ns() - look.stamp.ended) / 1e9):.1f} s ago, "
+    took = (look.stamp.ended - look.stamp.began) / 1e6
+    read_in = f"read in {took:.1f} ms, " if took else ""
+    times = f" (×{ruled.times})" if ruled.times > 1 else ""
+    at = time.strftime("%H:%M:%S", time.localtime(ruled.wall_ms / 1000))
+    value = "gone" if look.value is None else _shown(_known(look.value))
+    return f"{at} {ruled.verdict}{times}: {ruled.cause} [{age}{read_in}{look.producer or look.source}] {value}"
+
+
+def _known(value: msgspec.Struct) -> dict[str, Any]:
+    return {name: shown for name, shown in msgspec.structs.asdict(value).items() if shown is not None}

@@ -1,0 +1,225 @@
+"""`treewire project` and `treewire workspace`: what treewire follows. They need the database, not the deployment."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+import msgspec
+
+from pipeline import catalog as catalogs
+from pipeline.catalog import Catalog, CatalogUnavailable, Project, Workspace
+from pipeline.catalog.ids import shown
+from pipeline.domain.model import Stamp
+from pipeline.runtime.clock import CLOCK, now_ns, wall_ms
+from pipeline.runtime.settings import Settings
+from pipeline.sources.discovery import Unreadable, find, repositories_in
+
+as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+
+
+@contextmanager
+def _catalog(settings: Settings) -> Iterator[Catalog]:
+    try:
+        catalog = catalogs.open(settings)
+        try:
+            yield catalog
+        finally:
+            catalog.close()
+    except CatalogUnavailable as error:
+        raise click.ClickException(str(error)) from None
+
+
+# ── projects ─────────────────────────────────────────────────────────────────────────────────────
+
+
+@click.group()
+def project() -> None:
+    """Say which repositories treewire follows."""
+
+
+@project.command("add")
+@click.argument("path", type=click.Path(path_type=Path))
+@click.option("--name", default="", help="What to call it; the folder's name otherwise.")
+@click.option("--base", default="", help="The branch that worktrees are measured against; origin's default otherwise.")
+@as_json
+@click.pass_obj
+def add(settings: Settings, path: Path, name: str, base: str, as_json: bool) -> None:
+    """Follow the repository at PATH, with all of its worktrees.
+
+    PATH may be any worktree of it, or a bare repository. If it is a folder of repositories, each one directly in it
+    becomes a project. Adding what is there already is fine.
+    """
+    for option, text in (("--name", name), ("--base", base)):
+        if not text.isprintable():
+            raise click.BadParameter("holds a character that cannot be shown", param_hint=option)
+    repositories = _repositories(path)
+    if name and len(repositories) > 1:
+        raise click.UsageError(f"{path} is a folder of {len(repositories)} repositories: --name can name only one.")
+    report = []
+    with _catalog(settings) as catalog:
+        for repository in repositories:
+            added = catalog.add_project(repository.path, wall_ms(), name, base)
+            worktrees, problem = _discover(catalog, added.project, settings.git.deadline_ms / 1000)
+            report.append({**_told(added.project), "new": added.new, "worktrees": worktrees, "problem": problem})
+    if as_json:
+        _print_json(report)
+        return
+    for row in report:
+        what = "Added" if row["new"] else "Already there:"
+        click.echo(f"{what} {row['id']} ({shown(row['path'])}), {_count(row['worktrees'], 'worktree')}.")
+        if row["problem"]:
+            click.echo(f"  Its worktrees cannot be listed now: {row['problem']}", err=True)
+
+
+@project.command("list")
+@as_json
+@click.pass_obj
+def list_projects(settings: Settings, as_json: bool) -> None:
+    """List the repositories that treewire follows."""
+    with _catalog(settings) as catalog:
+        projects = catalog.projects()
+        numbers = {project.id: 0 for project in projects}
+        for workspace in catalog.workspaces():
+            numbers[workspace.project] += 1
+    if as_json:
+        _print_json([{**_told(project), "workspaces": numbers[project.id]} for project in projects])
+    elif not projects:
+        click.echo("No projects yet. Add one: treewire project add PATH")
+    else:
+        rows = [(p.id, str(numbers[p.id]), p.base or "(default)", shown(p.path)) for p in projects]
+        _print_table(("PROJECT", "WORKSPACES", "BASE", "PATH"), rows)
+
+
+@project.command("remove")
+@click.argument("project_or_path")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@as_json
+@click.pass_obj
+def remove(settings: Settings, project_or_path: str, yes: bool, as_json: bool) -> None:
+    """Follow PROJECT_OR_PATH no longer. Nothing on disk is touched."""
+    with _catalog(settings) as catalog:
+        found = catalog.project(project_or_path) or catalog.project(os.path.realpath(project_or_path))
+        if found is None:
+            raise click.ClickException(
+                f"There is no project {project_or_path!r}. `treewire project list` shows those there are."
+            )
+        if not yes:
+            click.confirm(f"Stop following {found.id} ({shown(found.path)})?", abort=True, err=True)
+        now = now_ns()
+        looks = catalog.remove_project(found.id, Stamp(now, now, CLOCK), wall_ms())
+    if as_json:
+        _print_json({**_told(found), "archived": [look.workspace for look in looks]})
+    else:
+        click.echo(f"Removed {found.id} with {_count(len(looks), 'workspace')}; nothing on disk was touched.")
+
+
+def _repositories(path: Path) -> list[Any]:
+    try:
+        if not path.exists():
+            raise click.ClickException(f"There is no {path}. Give the path of a git repository.")
+        if not path.is_dir():
+            raise click.ClickException(f"{path} is not a folder. Give the path of a git repository.")
+        found = repositories_in(path)
+    except OSError as error:
+        raise click.ClickException(f"{path} cannot be read: {error.strerror}. Check its permissions.") from None
+    if not found:
+        raise click.ClickException(
+            f"{path} is not a git repository, and there is none directly in it. Run `git init` there, or give the "
+            "top folder of a worktree."
+        )
+    return found
+
+
+def _discover(catalog: Catalog, project: Project, deadline_s: float) -> tuple[int, str]:
+    """The number of worktrees, as they are now; without a deployment nobody else would look."""
+    try:
+        found = find(project, deadline_s)
+    except Unreadable as error:
+        return 0, str(error)
+    catalog.upsert_worktrees(project.id, found.worktrees, found.stamp, wall_ms(), found.unsure)
+    return len(found.worktrees), " ".join(found.unsure.values())
+
+
+# ── workspaces ───────────────────────────────────────────────────────────────────────────────────
+
+
+@click.group()
+def workspace() -> None:
+    """See and archive workspaces; each worktree is one."""
+
+
+@workspace.command("list")
+@click.option("--project", "project_or_path", default="", help="Only those of this project (id or path).")
+@click.option("--archived", is_flag=True, help="Archived ones too.")
+@as_json
+@click.pass_obj
+def list_workspaces(settings: Settings, project_or_path: str, archived: bool, as_json: bool) -> None:
+    """List the workspaces that the catalog knows."""
+    with _catalog(settings) as catalog:
+        only = ""
+        if project_or_path:
+            found = catalog.project(project_or_path) or catalog.project(os.path.realpath(project_or_path))
+            if found is None:
+                raise click.ClickException(
+                    f"There is no project {project_or_path!r}. `treewire project list` shows those there are."
+                )
+            only = found.id
+        workspaces = catalog.workspaces(only, archived)
+    if as_json:
+        _print_json([_told(workspace) for workspace in workspaces])
+    elif not workspaces:
+        click.echo("No workspaces. Add a project: treewire project add PATH")
+    else:
+        rows = [(w.id, w.project, w.phase or "", w.branch or "(detached)", shown(w.path or "")) for w in workspaces]
+        _print_table(("WORKSPACE", "PROJECT", "PHASE", "BRANCH", "PATH"), rows)
+
+
+@workspace.command("archive")
+@click.argument("workspace_or_path")
+@as_json
+@click.pass_obj
+def archive(settings: Settings, workspace_or_path: str, as_json: bool) -> None:
+    """Show WORKSPACE_OR_PATH no longer. It stays archived until its worktree is removed and made anew."""
+    with _catalog(settings) as catalog:
+        found: Workspace | None = catalog.workspace(workspace_or_path)
+        if found is None and os.path.exists(workspace_or_path):
+            found = catalog.workspace_at(workspace_or_path)
+        if found is None:
+            raise click.ClickException(
+                f"There is no workspace {workspace_or_path!r}. `treewire workspace list` shows those there are."
+            )
+        now = now_ns()
+        look = catalog.archive_workspace(found.id, Stamp(now, now, CLOCK), wall_ms(), "treewire workspace archive")
+    if as_json:
+        _print_json({"id": found.id, "project": found.project, "archived": True, "new": look is not None})
+    else:
+        click.echo(f"Archived {found.id}." if look is not None else f"{found.id} is archived already.")
+
+
+# ── output ───────────────────────────────────────────────────────────────────────────────────────
+
+
+def _told(row: Project | Workspace) -> dict[str, Any]:
+    told = msgspec.structs.asdict(row)
+    if told["path"] is not None:
+        told["path"] = shown(told["path"])
+    return told
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def _print_json(what: object) -> None:
+    click.echo(msgspec.json.format(msgspec.json.encode(what), indent=2).decode())
+
+
+def _print_table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
+    widths = [max(len(row[n]) for row in (head, *rows)) for n in range(len(head))]
+    for row in (head, *rows):
+        click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())

@@ -1,0 +1,152 @@
+"""`treewire status`: what runs, what it costs, and what each process says of itself."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import click
+import msgspec
+import psutil
+
+from pipeline.cli import deployment
+from pipeline.runtime.clock import now_ns
+from pipeline.runtime.settings import Settings
+from pipeline.runtime.supervisor import Unreachable
+
+_DEGRADED = 1
+_NOT_RUNNING = 3
+_HEAD = ("PROCESS", "STATE", "PID", "UPTIME", "RSS", "CPU", "FDS", "BEAT")
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+@click.pass_context
+def status(ctx: click.Context, as_json: bool) -> None:
+    """Show every process: its state, its cost, and its own figures.
+
+    Exit code: 0 all is well, 1 something is not, 3 nothing runs.
+    """
+    settings: Settings = ctx.obj
+    report = survey(settings)
+    if as_json:
+        click.echo(msgspec.json.format(msgspec.json.encode(report), indent=2).decode())
+    else:
+        _print(settings, report)
+    ctx.exit({"well": 0, "degraded": _DEGRADED, "stopped": _NOT_RUNNING}[report["health"]])
+
+
+def survey(settings: Settings) -> dict[str, Any]:
+    """All that ``--json`` prints. ``health``: well, degraded or stopped."""
+    report: dict[str, Any] = {"home": str(settings.home), "health": "stopped", "url": "", "processes": [], "notes": []}
+    if not deployment.runs(settings):
+        return report
+    watchdog = deployment.watchdog_notes(settings.run_dir)
+    report |= {"url": deployment.url(settings), "notes": watchdog.get("notes", []), "health": "degraded"}
+    supervisor_pid = deployment.holder(settings.run_dir)
+    try:
+        members = deployment.members(settings)
+    except Unreachable as error:
+        report["reason"] = str(error)
+        return report
+    restarts = watchdog.get("restarts", {})
+    rows = [_row(member, restarts.get(member.name, 0)) for member in members]
+    if supervisor_pid is not None:
+        rows.append(_measured({"name": "supervisord", "state": "RUNNING", "pid": supervisor_pid, "well": True}))
+    report["processes"] = rows
+    report["rss"] = sum(row.get("rss", 0) for row in rows)
+    report["health"] = "well" if all(row["well"] for row in rows) else "degraded"
+    return report
+
+
+def _row(member: deployment.Member, restarts: int) -> dict[str, Any]:
+    row: dict[str, Any] = {"name": member.name, "state": member.state, "pid": member.pid, "well": member.well}
+    if restarts:
+        row["restarts"] = restarts
+    beat = member.beat
+    if beat is None:
+        if member.state != "RUNNING":
+            row["said"] = member.said
+        return _measured(row)
+    return row | {
+        "says": beat.state,
+        "uptime_s": round((now_ns() - beat.started_ns) / 1e9, 1),
+        "rss": beat.rss,
+        "cpu_s": beat.cpu_s,
+        "fds": beat.fds,
+        "threads": beat.threads,
+        "lag_ms": beat.lag_ms,
+        "beat_age_s": round(beat.age_s(), 1),
+        "figures": beat.figures,
+    }
+
+
+def _measured(row: dict[str, Any]) -> dict[str, Any]:
+    """With the figures of a process that has no beat, as the kernel tells them."""
+    if not row["pid"]:
+        return row
+    try:
+        process = psutil.Process(row["pid"])
+        with process.oneshot():
+            times = process.cpu_times()
+            row |= {
+                "uptime_s": round(time.time() - process.create_time(), 1),
+                "rss": process.memory_info().rss,
+                "cpu_s": round(times.user + times.system, 2),
+                "fds": process.num_fds(),
+                "threads": process.num_threads(),
+            }
+    except psutil.Error:
+        pass
+    return row
+
+
+def _print(settings: Settings, report: dict[str, Any]) -> None:
+    if report["health"] == "stopped":
+        click.echo(f"Nothing runs for {settings.home}. Start it with `treewire up`.")
+        return
+    if "reason" in report:
+        click.echo(f"Degraded: {report['reason']}")
+        return
+    rows = [_cells(row) for row in report["processes"]]
+    widths = [max(len(row[column]) for row in (_HEAD, *rows)) for column in range(len(_HEAD))]
+    for row in (_HEAD, *rows):
+        click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    click.echo(f"{report['rss'] / 2**20:.0f} MB in all; {report['health']}; {report['url'] or 'no URL yet'}")
+    for row in report["processes"]:
+        if figures := row.get("figures"):
+            click.echo(f"{row['name']}: " + " ".join(f"{key}={_figure(value)}" for key, value in figures.items()))
+    for row in report["processes"]:
+        if "said" in row:
+            click.echo(f"{row['name']}: {row['said']}; see {settings.log_dir / row['name']}.log")
+    for note in report["notes"][-5:]:
+        at = time.strftime("%H:%M:%S", time.localtime(note["wall_ms"] / 1000))
+        click.echo(f"{at} {note['process']}: {note['what']}")
+
+
+def _cells(row: dict[str, Any]) -> tuple[str, ...]:
+    uptime = row.get("uptime_s", 0.0)
+    state = row["state"].lower()
+    if row.get("says") not in (None, "running"):
+        state = f"{state} ({row['says']})"
+    return (
+        row["name"],
+        state,
+        str(row["pid"] or "-"),
+        _span(uptime) if uptime else "-",
+        f"{row['rss'] / 2**20:.1f} MB" if "rss" in row else "-",
+        f"{row['cpu_s'] / uptime:.1%}" if uptime and "cpu_s" in row else "-",
+        str(row.get("fds", "-")),
+        f"{row['beat_age_s']:.1f} s" if "beat_age_s" in row else "-",
+    )
+
+
+def _span(seconds: float) -> str:
+    minutes, hours = int(seconds // 60), int(seconds // 3600)
+    if hours:
+        return f"{hours // 24}d {hours % 24}h" if hours >= 24 else f"{hours}h {minutes % 60}m"
+    return f"{minutes}m {int(seconds % 60)}s" if minutes else f"{seconds:.0f}s"
+
+
+def _figure(value: float | str) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,180 @@
+"""Every message of the client protocol, version 1, as tagged unions in JSON: see docs/protocol.md.
+
+What a client sends is checked strictly: another type, or a field of another type, is a bad frame. What a server
+sends is read leniently by clients: they ignore types and fields that they do not know.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Final, Literal, TypeAlias
+
+import msgspec
+from msgspec import Meta, Struct
+
+PROTOCOL: Final = 1
+SUBPROTOCOL: Final = "treewire.v1"
+
+Id: TypeAlias = Annotated[int, Meta(ge=0, le=2**31 - 1)]
+Version: TypeAlias = Annotated[int, Meta(ge=0, le=2**53 - 1)]
+Name: TypeAlias = Annotated[str, Meta(max_length=128)]
+Reason: TypeAlias = Literal["initial", "epoch", "floor", "ahead", "hash", "slow"]
+Health: TypeAlias = dict[str, Any]
+
+# ── client → server ──────────────────────────────────────────────────────────────────────────────
+
+
+class Hello(Struct, frozen=True, tag="hello"):
+    """The first frame. ``ticket`` is not needed where a cookie or a bearer already authenticated."""
+
+    ticket: str | None = None
+
+
+class Subscribe(Struct, frozen=True, tag="subscribe"):
+    """Follow a project, from a cursor if the client has one. ``id`` is the client's to choose."""
+
+    id: Id
+    project: Name
+    epoch: Name | None = None
+    version: Version | None = None
+
+
+class Unsubscribe(Struct, frozen=True, tag="unsubscribe"):
+    id: Id
+
+
+class Mark(Struct, frozen=True, omit_defaults=True):
+    """Where a subscription stands: the state hash at this version. ``complete``: nothing of the project is left out."""
+
+    version: Version
+    hash: Name
+    complete: bool = True
+
+
+class Ack(Struct, frozen=True, tag="ack"):
+    """The answer to heartbeat ``n``, with what the client itself computed."""
+
+    n: Version
+    subscriptions: dict[str, Mark] = {}
+
+
+class Resync(Struct, frozen=True, tag="resync"):
+    """The client missed something (``gap``, it holds ``version``), or its state is not what the hash says."""
+
+    id: Id
+    reason: Literal["gap", "hash"]
+    version: Version | None = None
+
+
+FromClient: TypeAlias = Hello | Subscribe | Unsubscribe | Ack | Resync
+
+# ── server → client ──────────────────────────────────────────────────────────────────────────────
+
+
+class Bounds(Struct, frozen=True):
+    """What the server allows one socket."""
+
+    subscriptions: int
+    frame_bytes: int
+
+
+class Welcome(Struct, frozen=True, tag="welcome"):
+    """``epoch``: the aggregator's present run, empty if none has been heard of yet."""
+
+    protocol: int
+    epoch: str
+    heartbeat_ms: int
+    limits: Bounds
+
+
+class Loading(Struct, frozen=True, tag="loading"):
+    """Nothing complete to show yet. A client that holds an older state goes on showing it."""
+
+    id: int
+
+
+class Snapshot(Struct, frozen=True, tag="snapshot"):
+    """The whole project at ``version``; replaces whatever the client held."""
+
+    id: int
+    epoch: str
+    version: int
+    hash: str
+    reason: Reason
+    complete: bool
+    workspaces: dict[str, Any]
+
+
+class Delta(Struct, frozen=True, tag="delta", rename={"from_": "from"}):
+    """JSON Merge Patch over the workspaces at ``from``; the result is exactly the state at ``to``."""
+
+    id: int
+    epoch: str
+    from_: int
+    to: int
+    patch: dict[str, Any]
+
+
+class Heartbeat(Struct, frozen=True, tag="heartbeat"):
+    """In the same ordered stream as the deltas: each mark is what the client must hold at this point."""
+
+    n: int
+    subscriptions: dict[str, Mark]
+    health: Health
+
+
+class End(Struct, frozen=True, tag="end"):
+    id: int
+    code: Literal["revoked", "not_found", "unsubscribed"]
+
+
+class Error(Struct, frozen=True, tag="error"):
+    """One request failed; the socket and the other subscriptions go on."""
+
+    id: int
+    code: Literal["forbidden", "not_found", "duplicate", "too_many"]
+    message: str
+
+
+FromServer: TypeAlias = Welcome | Loading | Snapshot | Delta | Heartbeat | End | Error
+
+# ── HTTP ─────────────────────────────────────────────────────────────────────────────────────────
+
+
+class State(Struct, frozen=True):
+    """``GET /v1/projects/{project}/snapshot``: as a snapshot frame, without a subscription."""
+
+    project: str
+    epoch: str
+    version: int
+    hash: str
+    complete: bool
+    workspaces: dict[str, Any]
+
+
+# ── closing ──────────────────────────────────────────────────────────────────────────────────────
+
+INTERNAL: Final = 4000
+SHUTTING_DOWN: Final = 4001
+TICKET_EXPIRED: Final = 4002
+STALLED: Final = 4003
+NO_ACK: Final = 4004
+RATE: Final = 4005
+NOT_READY: Final = 4006
+BAD_FRAME: Final = 4500
+UNAUTHENTICATED: Final = 4501
+FORBIDDEN: Final = 4502
+HELLO_TIMEOUT: Final = 4503
+TOO_MANY: Final = 4504
+WRONG_PROTOCOL: Final = 4505
+REVOKED: Final = 4506
+
+
+def reconnects(code: int) -> bool:
+    """Whether a client that is closed with this code shall try again."""
+    return not 4500 <= code <= 4999
+
+
+encode = msgspec.json.Encoder().encode
+decode_client = msgspec.json.Decoder(FromClient).decode
+decode_server = msgspec.json.Decoder(FromServer).decode
+DecodeError = (msgspec.DecodeError, RecursionError, UnicodeDecodeError)

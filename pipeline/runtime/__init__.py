@@ -1,0 +1,1 @@
+"""What every process stands on: settings, clock, log, beat, metrics and the main loop's frame."""

@@ -1,0 +1,1 @@
+"""Live producers: what goes on in the worktrees, looked at and told."""

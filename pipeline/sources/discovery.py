@@ -1,0 +1,283 @@
+"""Finds every worktree of every project, and tells when one comes, goes, or switches its branch.
+
+The catalog first, the bus second. A watch on the git directories says when to look; the cadence is the guarantee.
+A repository that does not answer keeps what was known of it: only git's own list archives anything.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from pipeline import gitdir
+from pipeline.bus import Ingress
+from pipeline.catalog import Catalog, CatalogUnavailable, ChangeWatch, Project, Worktree
+from pipeline.catalog.ids import shown
+from pipeline.domain.model import Look, Stamp
+from pipeline.gitdir import GitDirError
+from pipeline.runtime.clock import CLOCK, now_ns, wall_ms
+from pipeline.runtime.process import Process
+from pipeline.sources.outbox import Outbox
+from pipeline.sources.watching import Watching
+from pipeline.sources.worktree_list import Listed, ListError, list_worktrees
+
+GIT_DIR: Final = ".git"
+THREADS: Final = 4
+
+
+class Unreadable(Exception):
+    """A repository cannot be looked at now. The message is one sentence; nothing may be concluded from it."""
+
+
+class Repository(NamedTuple):
+    """A repository on disk. `path`: its main worktree, or its own folder if it is bare."""
+
+    path: Path
+    common_dir: Path
+
+
+class Found(NamedTuple):
+    """What one reading of a project came to. `unsure`: listed, but not to be read now, each with why."""
+
+    common_dir: Path
+    worktrees: list[Worktree]
+    unsure: dict[str, str]
+    stamp: Stamp
+
+
+# ── finding ──────────────────────────────────────────────────────────────────────────────────────
+
+
+def repository_at(path: Path) -> Repository | None:
+    """The repository that `path` is the main worktree, a linked worktree or the bare folder of."""
+    if (path / GIT_DIR).exists():
+        try:
+            dirs = gitdir.resolve(path)
+        except (GitDirError, OSError):
+            return None
+        return Repository(Path(os.path.realpath(_owner(path, dirs))), dirs.common_dir)
+    bare = Path(os.path.realpath(path))
+    if (bare / "HEAD").is_file() and (bare / "objects").is_dir() and (bare / "refs").is_dir():
+        owner = bare.parent if bare.name == GIT_DIR else bare
+        return Repository(owner, bare)
+    return None
+
+
+def repositories_in(path: Path) -> list[Repository]:
+    """The repository at `path`; failing that, those directly below it. Raises `OSError` if it cannot be listed."""
+    if (here := repository_at(path)) is not None:
+        return [here]
+    below = (repository_at(child) for child in sorted(path.iterdir()) if child.is_dir())
+    return list({found.common_dir: found for found in below if found is not None}.values())
+
+
+def find(project: Project, deadline_s: float) -> Found:
+    """Read the worktrees of a project. Blocks. Raises `Unreadable`."""
+    try:
+        repository = repository_at(Path(project.path))
+        if repository is None:
+            raise Unreadable(f"{shown(project.path)} is no git repository any more: restore or remove the project.")
+        base = project.base or gitdir.default_base(repository.common_dir)
+        began = now_ns()
+        listed = list_worktrees(repository.common_dir, deadline_s)
+        worktrees: list[Worktree] = []
+        unsure: dict[str, str] = {}
+        for record in listed:
+            _sort(record, repository.common_dir, base, worktrees, unsure)
+        return Found(repository.common_dir, worktrees, unsure, Stamp(began, now_ns(), CLOCK))
+    except (GitDirError, ListError, OSError) as error:
+        raise Unreadable(f"{shown(project.path)}: {error}") from error
+
+
+def _sort(record: Listed, common_dir: Path, base: str, found: list[Worktree], unsure: dict[str, str]) -> None:
+    """Decide whether a listed worktree is there, is gone, or cannot be told now."""
+    if record.bare or record.prunable:
+        return
+    path = os.path.realpath(record.path)
+    try:
+        dirs = gitdir.resolve(Path(path))
+    except (GitDirError, OSError) as error:
+        if not _is_gone(path):
+            unsure[path] = str(error)
+        return
+    if dirs.common_dir != common_dir:
+        unsure[path] = f"{shown(path)} points to another repository than the one that lists it."
+        return
+    found.append(
+        Worktree(
+            path=path,
+            branch=shown(record.branch),
+            git_dir=str(dirs.git_dir),
+            common_dir=str(dirs.common_dir),
+            inode=dirs.inode,
+            base=shown(base),
+        )
+    )
+
+
+def _is_gone(path: str) -> bool:
+    """The directory is certainly not there. An error that says anything else (a dead mount, no permission) is none."""
+    try:
+        os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return True
+    except OSError:
+        return False
+    return False
+
+
+def _owner(path: Path, dirs: gitdir.GitDirs) -> Path:
+    """The folder that a person would call the repository."""
+    common = dirs.common_dir
+    if common.name == GIT_DIR or (common.parent / GIT_DIR).is_file():
+        return common.parent
+    # Of its own, but elsewhere: a submodule, or made with --separate-git-dir.
+    return path if dirs.git_dir == common else common
+
+
+# ── the running part ─────────────────────────────────────────────────────────────────────────────
+
+
+class Discovery:
+    """Looks at projects when told to, one look at a time per project, and sends what changed."""
+
+    def __init__(self, process: Process, catalog: Catalog, send: Callable[[Iterable[Look]], None]) -> None:
+        self._process = process
+        self._catalog = catalog
+        self._send = send
+        self._deadline_s = process.settings.git.deadline_ms / 1000
+        # Threads of its own: a dead mount may keep one for ever, and shall not keep the catalog's.
+        self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="discover")
+        self._projects: dict[str, Project] = {}
+        self._asked: set[str] = set()
+        self._running: set[str] = set()
+        self._complaints: dict[str, str] = {}
+        self._found: dict[str, Found] = {}
+        self.watching = Watching(self.touched)
+
+    async def reload(self) -> None:
+        """Read the list of projects, and look at those that are new or whose settings changed."""
+        now = {project.id: project for project in await asyncio.to_thread(self._catalog.projects)}
+        before, self._projects = self._projects, now
+        for gone in before.keys() - now.keys():
+            self._found.pop(gone, None)
+            self._complaints.pop(gone, None)
+        if before.keys() - now.keys():
+            self._rewatch()
+        self.ask(project.id for project in now.values() if before.get(project.id) != project)
+
+    def ask(self, projects: Iterable[str] | None = None) -> None:
+        """Look at these projects (at all, without a list) soon. Asking again while a look runs means one more after."""
+        for name in list(self._projects) if projects is None else projects:
+            self._asked.add(name)
+            self._start(name)
+
+    def touched(self, paths: set[str]) -> None:
+        """Something changed at these watched paths."""
+        for name, found in self._found.items():
+            if any(_concerns(path, found) for path in paths):
+                self.ask([name])
+
+    def close(self) -> None:
+        self.watching.close()
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def _start(self, name: str) -> None:
+        if name in self._running or name not in self._projects:
+            return
+        self._asked.discard(name)
+        self._running.add(name)
+        self._process.spawn(self._look(self._projects[name]), name=f"discover {name}")
+
+    async def _look(self, project: Project) -> None:
+        try:
+            found = await asyncio.get_running_loop().run_in_executor(self._pool, find, project, self._deadline_s)
+            looks = await asyncio.to_thread(
+                self._catalog.upsert_worktrees, project.id, found.worktrees, found.stamp, wall_ms(), found.unsure
+            )
+        except (Unreadable, CatalogUnavailable) as error:
+            self._complain(project.id, str(error))
+        else:
+            if project.id in self._projects:
+                self._found[project.id] = found
+            self._send(looks)
+            self._complain(project.id, " ".join(found.unsure.values()))
+            if looks:
+                self._process.log.info("worktrees changed", project=project.id, changed=len(looks))
+            self._rewatch()
+        finally:
+            self._running.discard(project.id)
+        if project.id in self._asked:
+            self._start(project.id)
+
+    def _complain(self, project: str, why: str) -> None:
+        """Log a complaint once, and its end; show how many projects have one."""
+        if why and self._complaints.get(project) != why:
+            self._complaints[project] = why
+            self._process.log.warning("project not readable", project=project, why=why)
+        elif not why and self._complaints.pop(project, None) is not None:
+            self._process.log.info("project readable again", project=project)
+        self._process.figures["projects"] = len(self._projects)
+        self._process.figures["projects_failing"] = len(self._complaints)
+        self._process.figures["worktrees"] = sum(len(found.worktrees) for found in self._found.values())
+
+    def _rewatch(self) -> None:
+        roots: set[str] = set()
+        for found in self._found.values():
+            admin = found.common_dir / "worktrees"
+            roots |= {str(found.common_dir), str(admin)}
+            for worktree in found.worktrees:
+                # The parent tells of `rm -rf`, which touches nothing below the common directory.
+                roots |= {worktree.git_dir, os.path.dirname(worktree.path)}
+        self.watching.watch(roots)
+
+
+def _concerns(path: str, found: Found) -> bool:
+    """Whether a change at this path can be a worktree that came, went, or switched its branch."""
+    common = str(found.common_dir)
+    folder, _, name = path.rpartition("/")
+    if path in (common, f"{common}/worktrees", f"{common}/HEAD", f"{common}/config"):
+        return True
+    if folder == f"{common}/worktrees":
+        return True
+    for worktree in found.worktrees:
+        if path == worktree.path or (folder == worktree.git_dir and name in ("HEAD", "gitdir", "locked")):
+            return True
+    return False
+
+
+async def discover(process: Process, catalog: Catalog, ingress: Ingress) -> None:
+    """Follow all projects until the process stops."""
+    outbox = Outbox(ingress.send)
+    discovery = Discovery(process, catalog, outbox.put)
+    watch = ChangeWatch(catalog)
+    settings = process.settings
+    process.spawn(outbox.run(), name="discovery outbox")
+    process.spawn(discovery.watching.run(), name="discovery watch")
+    cadence = asyncio.get_running_loop().time() + settings.sources.discover_s
+    stale = True
+    try:
+        while not process.stopping.is_set():
+            stale = await asyncio.to_thread(watch.changed) or stale
+            process.figures["database"] = watch.last
+            if stale and watch.last in ("same", "changed", "replaced"):
+                try:
+                    await discovery.reload()
+                    stale = False
+                except CatalogUnavailable as error:
+                    process.log.warning("catalog not readable", why=str(error))
+            if asyncio.get_running_loop().time() >= cadence:
+                cadence = asyncio.get_running_loop().time() + settings.sources.discover_s
+                discovery.ask()
+            process.figures["looks_waiting"] = len(outbox)
+            try:
+                await asyncio.wait_for(process.stopping.wait(), settings.reconciler.poll_ms / 1000)
+            except TimeoutError:
+                pass
+    finally:
+        discovery.close()
+        watch.close()

@@ -1,0 +1,86 @@
+"""A watch over a set of directories, not recursive, that is set up anew whenever the set changes.
+
+It is a hint. It ends on names that are no UTF-8 and says nothing when the kernel's queue overflows, so whoever uses it
+also looks on a cadence.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable, Iterable
+from typing import Final
+
+from watchfiles import Change, awatch
+
+STEP_MS: Final = 50
+DEBOUNCE_MS: Final = 400
+TIMEOUT_MS: Final = 500
+RETRY_S: Final = 1.0
+
+
+class Watching:
+    """Calls `touched` with the changed paths, in the loop."""
+
+    def __init__(self, touched: Callable[[set[str]], None]) -> None:
+        self._touched = touched
+        self._wanted: frozenset[str] = frozenset()
+        self._again = asyncio.Event()
+        self._closed = False
+
+    def watch(self, roots: Iterable[str]) -> None:
+        """Watch those of these directories that exist, and no others."""
+        wanted = frozenset(root for root in roots if os.path.isdir(root))
+        if wanted != self._wanted:
+            self._wanted = wanted
+            self._again.set()
+
+    def close(self) -> None:
+        self._closed = True
+        self._again.set()
+
+    async def run(self) -> None:
+        """Watch until closed."""
+        while not self._closed:
+            self._again.clear()
+            roots = self._wanted
+            if not roots:
+                await self._again.wait()
+                continue
+            standing = False
+            try:
+                # The default filter would drop everything below .git.
+                async for changes in awatch(
+                    *sorted(roots),
+                    watch_filter=_real_change,
+                    recursive=False,
+                    step=STEP_MS,
+                    debounce=DEBOUNCE_MS,
+                    rust_timeout=TIMEOUT_MS,
+                    yield_on_timeout=True,
+                    stop_event=self._again,
+                ):
+                    paths = {path for _, path in changes}
+                    if not standing:
+                        # What changed before the watch stood was seen by nobody.
+                        paths |= roots
+                        standing = True
+                    if paths:
+                        self._touched(paths)
+            except (OSError, RuntimeError, UnicodeError):
+                await self._pause()
+            else:
+                if not self._again.is_set():
+                    await self._pause()
+
+    async def _pause(self) -> None:
+        """The watch ended by itself; wait a little, then set it up again on what exists by then."""
+        self._wanted = frozenset(root for root in self._wanted if os.path.isdir(root))
+        try:
+            await asyncio.wait_for(self._again.wait(), RETRY_S)
+        except TimeoutError:
+            pass
+
+
+def _real_change(_: Change, path: str) -> bool:
+    return not path.endswith((".lock", "_MSG", "index", "ORIG_HEAD", "FETCH_HEAD", "AUTO_MERGE", "gc.pid"))

@@ -1,0 +1,326 @@
+"""Everything at once: a store, two followers and three clients, and a wire that loses, doubles and reorders."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from pipeline.domain import patch as merge_patch
+from pipeline.domain.replica import Replica
+from pipeline.domain.store import Limits, Store
+from pipeline.domain.versioned import Ledger
+from tests.laws.looks import CLOCK, WALL
+from tests.laws.truth import Court, Happening, Poll, Sighting, World, happenings
+
+LIMITS = Limits(max_entries=4, max_tombstones=2, max_sessions=2)
+some = st.lists(happenings, max_size=2)
+
+
+@dataclass
+class Delta:
+    project: str
+    epoch: str
+    from_: int
+    to: int
+    patch: dict[str, Any]
+
+
+@dataclass
+class Heartbeat:
+    epoch: str
+    heads: dict[str, tuple[int, str, bool]]
+    counted: bool
+
+
+@dataclass
+class Image:
+    project: str
+    epoch: str
+    version: int
+    floor: int
+    complete: bool
+    entries: dict[str, Any]
+    gone: dict[str, Any]
+
+
+@dataclass
+class Node:
+    """What `pipeline.follow.Follower` does, without a bus."""
+
+    replicas: dict[str, Replica] = field(default_factory=dict)
+    feed: list[Delta | Heartbeat] = field(default_factory=list)
+    answers: list[Delta | Image] = field(default_factory=list)
+    wants: dict[str, tuple[str, int]] = field(default_factory=dict)
+
+    def take(self, message: Delta | Heartbeat) -> None:
+        if isinstance(message, Delta):
+            replica = self.replicas.setdefault(message.project, Replica())
+            taken = replica.take(message.epoch, message.from_, message.to, message.patch)
+            if taken in ("gap", "epoch"):
+                self.wants[message.project] = (message.epoch, replica.version(message.epoch))
+            return
+        for project, (version, hash_, complete) in message.heads.items():
+            replica = self.replicas.setdefault(project, Replica())
+            checked = replica.check(message.epoch, version, hash_, complete)
+            assert checked != "hash", f"the copy of {project} is wrong at version {version}"
+            if checked != "same":
+                self.wants[project] = (message.epoch, replica.version(message.epoch))
+        if message.counted:
+            for project in [name for name in self.replicas if name not in message.heads]:
+                del self.replicas[project]
+
+    def take_answer(self, answer: Delta | Image) -> None:
+        if isinstance(answer, Delta):
+            self.take(answer)
+        else:
+            replica = self.replicas.setdefault(answer.project, Replica())
+            ledger = Ledger.load(answer.version, answer.floor, answer.entries, answer.gone)
+            replica.load(answer.epoch, ledger, answer.complete)
+
+
+@dataclass
+class Client:
+    """Knows merge patch and the state hash, and nothing else of treewire."""
+
+    project: str
+    epoch: str = ""
+    version: int = -1
+    state: dict[str, Any] = field(default_factory=dict)
+
+    def sync(self, replica: Replica) -> None:
+        ledger = replica.ledger
+        if ledger is None or (replica.epoch == self.epoch and ledger.version < self.version):
+            return
+        patch = ledger.since(self.version) if replica.epoch == self.epoch else None
+        self.state = ledger.state() if patch is None else merge_patch.merge(self.state, patch)
+        self.epoch, self.version = replica.epoch, ledger.version
+        assert merge_patch.state_hash(self.state) == ledger.hash()
+        assert merge_patch.prune(self.state) == merge_patch.prune(ledger.state())
+
+
+class Everything(RuleBasedStateMachine):
+    def __init__(self) -> None:
+        super().__init__()
+        self.world = World()
+        self.wall = WALL
+        self.wire: list[Sighting | Poll] = []
+        self.dead: set[tuple[str, int]] = set()
+        self.epochs = 0
+        self.hashes: dict[tuple[str, str, int], str] = {}
+        self.nodes = [Node(), Node()]
+        self.clients = [Client("web"), Client("web"), Client("api")]
+        self.shown: dict[tuple[int, str], tuple[Replica, str, int]] = {}
+        self._start()
+
+    def _start(self) -> None:
+        self.epochs += 1
+        self.epoch = f"e{self.epochs}"
+        self.court = Court(self.world, Store(CLOCK, self.world.tick(), LIMITS), self.dead)
+        self.published: dict[str, int] = {}
+
+    # ── the truth, and looks at it ───────────────────────────────────────────────────────────────
+
+    @rule(what=st.lists(happenings, min_size=1, max_size=4))
+    def happen(self, what: list[Happening]) -> None:
+        for one in what:
+            self.wire += self.world.happen(one)
+
+    @rule(before=some, after=some, revised=st.booleans())
+    def poll_the_catalog(self, before: list[Happening], after: list[Happening], revised: bool) -> None:
+        began = self.world.tick()
+        self.happen(before)
+        read = self.world.tick()
+        self.happen(after)
+        self.wire.append(self.world.poll(began, read, self.world.tick(), revised))
+
+    @rule(before=some, after=some)
+    def look_at_git(self, before: list[Happening], after: list[Happening]) -> None:
+        began = self.world.tick()
+        self.happen(before)
+        read = self.world.tick()
+        self.happen(after)
+        self.wire += self.world.gits(began, read, self.world.tick())
+
+    @rule(project=st.sampled_from(["web", "api"]))
+    def drop_an_empty_project(self, project: str) -> None:
+        self.world.tick()
+        if all(home.register("life").value[0] != project for home in self.world.alive(self.world.now).values()):
+            self.world.projects.discard(project)
+
+    # ── the wire ─────────────────────────────────────────────────────────────────────────────────
+
+    @precondition(lambda self: self.wire)
+    @rule(which=st.lists(st.integers(0, 30), min_size=1, max_size=4), fate=st.sampled_from(["take", "take", "twice", "lose"]))
+    def deliver(self, which: list[int], fate: str) -> None:
+        """A batch, in any order; all of it is published as one delta per project."""
+        for index in which:
+            if not self.wire:
+                break
+            index %= len(self.wire)
+            message = self.wire[index] if fate == "twice" else self.wire.pop(index)
+            if fate != "lose":
+                self.court.take(message, self.wall)
+        self._publish()
+
+    @rule(step=st.integers(-3_600_000, 3_600_000))
+    def step_the_wall_clock(self, step: int) -> None:
+        self.wall += step
+
+    @rule()
+    def sweep(self) -> None:
+        assert self.court.store.sweep() == [], "a census left somebody behind"
+
+    @rule()
+    def crash_the_store(self) -> None:
+        self._start()
+        for node in self.nodes:
+            node.answers.clear()
+
+    def _publish(self) -> None:
+        store = self.court.store
+        for project in store.touched:
+            ledger = store.projects.get(project)
+            if ledger is None:
+                continue
+            before = self.published.get(project, ledger.floor)
+            if ledger.version > before and (patch := ledger.since(before)) is not None:
+                for node in self.nodes:
+                    node.feed.append(Delta(project, self.epoch, before, ledger.version, patch))
+            self.published[project] = ledger.version
+        store.touched.clear()
+        for project in store.removed_projects:
+            self.published.pop(project, None)
+            for node in self.nodes:
+                node.replicas.pop(project, None)
+        store.removed_projects.clear()
+        for project, ledger in store.projects.items():
+            self.hashes[self.epoch, project, ledger.version] = ledger.hash()
+
+    # ── followers and clients ────────────────────────────────────────────────────────────────────
+
+    @rule(which=st.integers(0, 1), fates=st.lists(st.sampled_from(["take", "take", "twice", "lose"]), max_size=8))
+    def feed(self, which: int, fates: list[str]) -> None:
+        node = self.nodes[which]
+        for fate in fates:
+            if not node.feed:
+                break
+            message = node.feed.pop(0)
+            for _ in range({"take": 1, "twice": 2, "lose": 0}[fate]):
+                node.take(message)
+                self._look_at(which)
+
+    @rule()
+    def beat(self) -> None:
+        heartbeat = self._heartbeat()
+        for node in self.nodes:
+            node.feed.append(heartbeat)
+
+    def _heartbeat(self) -> Heartbeat:
+        store = self.court.store
+        heads = {
+            name: (ledger.version, ledger.hash(), store.is_complete(name)) for name, ledger in store.projects.items()
+        }
+        return Heartbeat(self.epoch, heads, store.complete)
+
+    @rule(which=st.integers(0, 1))
+    def ask(self, which: int) -> None:
+        node = self.nodes[which]
+        for project, (epoch, version) in node.wants.items():
+            ledger = self.court.store.projects.get(project)
+            if ledger is None:
+                continue
+            patch = ledger.since(version) if epoch == self.epoch else None
+            if patch is not None:
+                node.answers.append(Delta(project, self.epoch, version, ledger.version, patch))
+            else:
+                complete = self.court.store.is_complete(project)
+                image = Image(
+                    project, self.epoch, ledger.version, ledger.floor, complete, ledger.dump(), dict(ledger.gone)
+                )
+                node.answers.append(image)
+        node.wants.clear()
+
+    @precondition(lambda self: any(node.answers for node in self.nodes))
+    @rule(which=st.integers(0, 1), index=st.integers(0, 5))
+    def answer(self, which: int, index: int) -> None:
+        node = self.nodes[which]
+        if node.answers:
+            node.take_answer(node.answers.pop(index % len(node.answers)))
+            self._look_at(which)
+
+    @rule(which=st.integers(0, 1))
+    def crash_a_follower(self, which: int) -> None:
+        self.nodes[which] = Node()
+
+    @rule(client=st.integers(0, 2), which=st.integers(0, 1))
+    def connect(self, client: int, which: int) -> None:
+        """A client comes with its cursor to either follower."""
+        replica = self.nodes[which].replicas.get(self.clients[client].project)
+        if replica is not None:
+            self.clients[client].sync(replica)
+
+    # ── what must hold ───────────────────────────────────────────────────────────────────────────
+
+    def _look_at(self, which: int) -> None:
+        for project, replica in self.nodes[which].replicas.items():
+            if replica.ledger is None:
+                continue
+            now = replica.ledger.version
+            before, epoch, version = self.shown.get((which, project), (None, "", 0))
+            if before is replica:
+                if epoch != replica.epoch:
+                    assert replica.complete, "a new epoch is shown before it is complete"
+                else:
+                    assert now >= version, "the copy went back"
+            expected = self.hashes.get((replica.epoch, project, now))
+            assert expected is None or expected == replica.ledger.hash(), f"{project} differs at version {now}"
+            self.shown[which, project] = (replica, replica.epoch, now)
+
+    @invariant()
+    def nothing_grows(self) -> None:
+        store = self.court.store
+        assert len(store.entries) <= LIMITS.max_entries
+        assert len(store.tombstones) <= LIMITS.max_tombstones
+        for entry in store.entries.values():
+            assert len(entry.values) <= 8 + LIMITS.max_sessions
+            assert set(entry.history) <= set(entry.looks)
+            assert len(entry.looks) <= 7 + 2 * LIMITS.max_sessions
+        named = {name for ledger in store.projects.values() for name in ledger.entries}
+        assert named == set(store.entries)
+
+    @invariant()
+    def status_follows_from_the_rest(self) -> None:
+        from pipeline.domain import status
+
+        for entry in self.court.store.entries.values():
+            assert entry.values["status"] == status.derive(entry.values)
+
+    def teardown(self) -> None:
+        self.court.settle(self.wire)
+        self.court.converged()
+        self._publish()
+        for which, node in enumerate(self.nodes):
+            node.feed.clear()
+            node.answers.clear()
+            node.wants.clear()
+            for _ in range(2):
+                node.take(self._heartbeat())
+                self.ask(which)
+                while node.answers:
+                    node.take_answer(node.answers.pop(0))
+                self._look_at(which)
+            for project, ledger in self.court.store.projects.items():
+                replica = node.replicas[project]
+                assert (replica.epoch, replica.complete) == (self.epoch, True)
+                assert replica.ledger is not None
+                assert replica.ledger.state() == ledger.state()
+                for client in self.clients:
+                    if client.project == project:
+                        client.sync(replica)
+                        assert merge_patch.state_hash(client.state) == ledger.hash()
+
+
+TestEverything = Everything.TestCase

@@ -1,0 +1,231 @@
+"""The catalog under faults: several processes at once, locks, and files that go away or are replaced."""
+
+import os
+import shutil
+import sqlite3
+import subprocess
+import sys
+import threading
+
+import pytest
+
+from pipeline import catalog as catalogs
+from pipeline.catalog import CatalogUnavailable, ChangeWatch, Observed, Worktree, database
+from pipeline.catalog.ids import worktree_id
+from pipeline.domain.model import Stamp
+
+WEB = worktree_id("/srv/web")
+TREE = Worktree("/srv/web", "main", "/srv/web/.git", "/srv/web/.git", 1, "main")
+
+
+def fill(catalog):
+    catalog.add_project("/srv/web", 1)
+    catalog.upsert_worktrees("web", [TREE], Stamp(1, 2, "c"), 1)
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "50% off?" / "treewire.db"
+
+
+@pytest.fixture
+def catalog(path):
+    catalog = catalogs.open_url(f"sqlite:///{path}")
+    fill(catalog)
+    yield catalog
+    catalog.close()
+
+
+@pytest.fixture
+def watch(catalog):
+    watch = ChangeWatch(catalog)
+    yield watch
+    watch.close()
+
+
+def test_several_processes_that_start_at_once_make_one_database(path):
+    code = "import sys; from pipeline import catalog; print(catalog.open_url(sys.argv[1]).identity())"
+    command = [sys.executable, "-c", code, f"sqlite:///{path}"]
+    children = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(4)]
+    said = [child.communicate(timeout=60) for child in children]
+    assert [child.returncode for child in children] == [0] * 4, [complaint for _, complaint in said]
+    assert len({identity for identity, _ in said}) == 1
+
+
+def test_writers_in_several_threads_lose_nothing(catalog):
+    def write(name):
+        for n in range(20):
+            stamp = Stamp(10 + n, 10 + n, "c")
+            catalog.record([Observed("web", WEB, f"session:{name}", {"state": "working"}, stamp, n)])
+
+    threads = [threading.Thread(target=write, args=(name,)) for name in "abcd"]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    stamp = Stamp(99, 99, "c")
+    looks = catalog.record([Observed("web", WEB, f"session:{name}", {}, stamp, 1) for name in "abcd"])
+    assert [look.revision for look in looks] == [21] * 4
+
+
+def test_a_writer_that_holds_the_lock_is_waited_for_and_then_named(catalog, path, monkeypatch):
+    monkeypatch.setattr(database, "BUSY_S", 0.05)
+    catalog.close()
+    holder = sqlite3.connect(path, isolation_level=None)
+    holder.execute("BEGIN IMMEDIATE")
+    try:
+        with pytest.raises(CatalogUnavailable, match="is locked by another process"):
+            catalog.add_project("/srv/b", 1)
+        assert [project.id for project in catalog.projects()] == ["web"], "readers are not locked out"
+    finally:
+        holder.close()
+    assert catalog.add_project("/srv/b", 1).new
+
+
+def test_a_missing_database_is_an_error_and_is_not_made_anew_by_a_read(catalog, path):
+    away = path.with_suffix(".away")
+    path.rename(away)
+    with pytest.raises(CatalogUnavailable, match="is missing"):
+        catalog.projects()
+    assert not path.exists()
+    away.rename(path)
+    assert [project.id for project in catalog.projects()] == ["web"]
+
+
+def test_a_replaced_database_is_answered_from_and_has_another_identity(catalog, path, tmp_path):
+    before = catalog.identity()
+    other = catalogs.open_url(f"sqlite:///{tmp_path}/other.db")
+    other.add_project("/srv/other", 1)
+    other.close()
+    os.replace(tmp_path / "other.db", path)
+    assert [project.id for project in catalog.projects()] == ["other"]
+    assert catalog.identity() != before
+    with catalog.database.read() as tx:
+        assert tx.exec_driver_sql("PRAGMA integrity_check").scalar() == "ok"
+    assert catalog.add_project("/srv/more", 2).new
+
+
+def test_a_log_that_belongs_to_the_new_file_is_left_alone(catalog, path, tmp_path):
+    catalog.projects()
+    other = catalogs.open_url(f"sqlite:///{tmp_path}/other.db")
+    other.add_project("/srv/other", 1)
+    kept = {suffix: (tmp_path / f"other.db{suffix}").read_bytes() for suffix in ("", "-wal")}
+    other.close()
+    for suffix, content in kept.items():
+        path.with_name(f"new{suffix}").write_bytes(content)
+    path.with_name(path.name + "-shm").unlink()
+    for suffix in ("-wal", ""):
+        os.replace(path.with_name(f"new{suffix}"), path.with_name(path.name + suffix))
+    assert [project.id for project in catalog.projects()] == ["other"], "it is only in the log so far"
+
+
+@pytest.mark.parametrize(
+    ("content", "said"), [(b"", "has no treewire tables"), (b"x" * 8192, "is not a database")], ids=["empty", "garbage"]
+)
+def test_a_database_that_is_none_is_said_to_be_none(catalog, path, content, said):
+    path.with_suffix(".new").write_bytes(content)
+    os.replace(path.with_suffix(".new"), path)
+    with pytest.raises(CatalogUnavailable, match=said):
+        catalog.projects()
+
+
+def test_a_database_that_shrank_under_us_is_an_error_and_no_empty_answer(catalog, path):
+    with catalog.database.write() as tx:
+        tx.exec_driver_sql("UPDATE project SET name = name")
+    catalog.close()
+    os.truncate(path, 4096)
+    with pytest.raises(CatalogUnavailable):
+        catalog.workspaces()
+
+
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [("sqlite://", "names no file"), ("sqlite:///:memory:", "names no file"), ("nonsense", "is not a URL")],
+)
+def test_a_setting_that_names_no_shared_database_is_said_to(url, said):
+    with pytest.raises(CatalogUnavailable, match=said):
+        catalogs.open_url(url)
+
+
+def test_a_folder_that_cannot_be_made_is_said_to(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(CatalogUnavailable, match="cannot be written to"):
+        catalogs.open_url(f"sqlite:///{tmp_path}/file/treewire.db")
+
+
+# ── noticing changes ─────────────────────────────────────────────────────────────────────────────
+
+
+def test_the_watch_tells_others_writes_from_quiet(catalog, watch, path):
+    assert [watch.changed(), watch.changed()] == [True, False]
+    other = catalogs.open_url(f"sqlite:///{path}")
+    other.add_project("/srv/b", 1)
+    assert [watch.check(), watch.check()] == ["changed", "same"]
+    catalog.add_project("/srv/c", 1)
+    assert [watch.check(), watch.check()] == ["changed", "same"]
+    other.close()
+
+
+def test_the_watch_reports_a_missing_and_a_replaced_file_and_goes_on_with_the_new_one(catalog, watch, path):
+    watch.check()
+    catalog.close()
+    copy = path.with_suffix(".copy")
+    shutil.copy(path, copy)
+    path.unlink()
+    assert [watch.changed(), watch.last] == [False, "missing"]
+    os.replace(copy, path)
+    assert [watch.check(), watch.check()] == ["replaced", "same"]
+    catalog.add_project("/srv/b", 1)
+    assert watch.check() == "changed"
+
+
+def test_the_watch_goes_on_after_a_file_was_replaced_under_open_connections(catalog, watch, path, tmp_path):
+    watch.check()
+    catalogs.open_url(f"sqlite:///{tmp_path}/other.db").close()
+    os.replace(tmp_path / "other.db", path)
+    assert watch.check() == "replaced"
+    assert catalog.projects() == []
+    watch.check()
+    catalog.add_project("/srv/b", 1)
+    assert [watch.check(), watch.check()] == ["changed", "same"]
+
+
+def test_the_watch_reports_a_file_that_is_no_database_until_it_is_one_again(catalog, watch, path):
+    watch.check()
+    catalog.close()
+    good, bad = path.with_suffix(".good"), path.with_suffix(".bad")
+    shutil.copy(path, good)
+    bad.write_bytes(b"x" * 8192)
+    os.replace(bad, path)
+    assert [watch.check(), watch.check()] == ["broken", "broken"]
+    os.replace(good, path)
+    assert watch.changed()
+
+
+def test_the_watch_reports_a_locked_database_and_the_change_after_it(catalog, watch, path):
+    catalog.close()
+    holder = sqlite3.connect(path, isolation_level=None)
+    holder.execute("PRAGMA journal_mode=DELETE")
+    holder.execute("BEGIN EXCLUSIVE")
+    assert watch.check() == "locked"
+    holder.execute("ROLLBACK")
+    holder.close()
+    assert watch.check() == "changed"
+
+
+def test_the_fingerprint_of_databases_without_a_counter_moves_with_every_kind_of_write(catalog, watch):
+    seen = [watch.fingerprint()]
+
+    def moved():
+        seen.append(watch.fingerprint())
+        return seen[-1] != seen[-2]
+
+    assert not moved()
+    catalog.add_project("/srv/b", 5)
+    assert moved()
+    catalog.record([Observed("web", WEB, "session:s", {"state": "idle"}, Stamp(9, 9, "c"), 1)])
+    assert moved()
+    catalog.archive_workspace(WEB, Stamp(10, 10, "c"), 1)
+    assert moved()
+    catalog.remove_project("b", Stamp(11, 11, "c"), 6)
+    assert moved()

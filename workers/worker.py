@@ -1,0 +1,161 @@
+"""One job at a time: look at a worktree with git, and answer with what was seen and when."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+from pipeline import bus, wire
+from pipeline.runtime.clock import now_ns
+from pipeline.runtime.place import private_dir
+from pipeline.runtime.process import Process
+from workers import git
+
+READY_S: Final = 1.0
+AGAIN_S: Final = 0.1
+LEAVE_S: Final = 0.5
+
+
+async def main(process: Process) -> None:
+    """Say that it is idle, each second; take a job, do it, say so."""
+    private_dir(process.settings.home / "cache")
+    worker = Worker(process, private_dir(process.settings.home / "cache" / process.name))
+    try:
+        await worker.serve()
+    finally:
+        worker.close()
+        bus.close()
+
+
+class Worker:
+    def __init__(self, process: Process, cache_dir: Path) -> None:
+        self._process = process
+        self._jobs: asyncio.Queue[wire.Job] = asyncio.Queue()
+        self._look = _Thread(cache_dir)
+        self._greet = asyncio.Event()
+        self._client = bus.JobsClient(process.settings.run_dir, self._take)
+        process.figures.update(done=0, failed=0, job="")
+
+    def close(self) -> None:
+        self._client.close()
+
+    async def serve(self) -> None:
+        """Until told to stop, and then until the job at hand is over, or the time to drain is."""
+        greeting = self._process.spawn(self._say_ready(), "ready")
+        stopping = asyncio.ensure_future(self._process.stopping.wait())
+        while not self._process.stopping.is_set():
+            waiting = asyncio.ensure_future(self._jobs.get())
+            await asyncio.wait((waiting, stopping), return_when=asyncio.FIRST_COMPLETED)
+            if not waiting.done():
+                waiting.cancel()
+                break
+            greeting.cancel()
+            work = asyncio.ensure_future(self._do(waiting.result()))
+            await asyncio.wait((work, stopping), return_when=asyncio.FIRST_COMPLETED)
+            if not work.done():
+                # Its git dies with this process, and the dispatcher gives the job to somebody else.
+                await asyncio.wait((work,), timeout=max(0.0, self._process.settings.supervisor.drain_s - LEAVE_S))
+            if work.done():
+                work.result()
+            else:
+                self._process.log.warning("job abandoned", workspace=waiting.result().workspace)
+            if self._jobs.empty():
+                greeting = self._process.spawn(self._say_ready(), "ready")
+
+    async def _say_ready(self) -> None:
+        ready = wire.Ready(self._process.name, os.getpid())
+        while True:
+            self._greet.clear()
+            pause = READY_S if self._client.send(ready) else AGAIN_S
+            try:
+                await asyncio.wait_for(self._greet.wait(), pause)
+            except TimeoutError:
+                pass
+
+    def _take(self, messages: list[wire.DispatcherSays]) -> None:
+        for message in messages:
+            if isinstance(message, wire.Job):
+                self._jobs.put_nowait(message)
+            else:
+                self._greet.set()
+
+    async def _do(self, job: wire.Job) -> None:
+        figures = self._process.figures
+        figures["job"] = job.workspace
+        done = await self._look.at(job, self._process.name)
+        figures["job"] = ""
+        figures["failed" if done.error else "done"] = int(figures["failed" if done.error else "done"]) + 1
+        if done.error:
+            self._process.log.info("job failed", workspace=job.workspace, why=done.error)
+        while not self._client.send(done):
+            # Nobody there: a dispatcher that starts anew does not know this job and asks for its own.
+            if self._process.stopping.is_set():
+                return
+            await asyncio.sleep(AGAIN_S)
+            if now_ns() - done.ended > job.deadline_ms * 1_000_000:
+                return
+
+
+class _Thread:
+    """The thread in which git is waited for. A single one for all of its life: git dies with the thread it was
+    started from."""
+
+    def __init__(self, cache_dir: Path) -> None:
+        self._cache_dir = cache_dir
+        self._loop = asyncio.get_running_loop()
+        self._wake = threading.Semaphore(0)
+        self._next: tuple[wire.Job, str, asyncio.Future[wire.Done]] | None = None
+        # A daemon: nobody waits for it at the end.
+        threading.Thread(target=self._run, name="git", daemon=True).start()
+
+    def at(self, job: wire.Job, name: str) -> asyncio.Future[wire.Done]:
+        future: asyncio.Future[wire.Done] = self._loop.create_future()
+        self._next = job, name, future
+        self._wake.release()
+        return future
+
+    def _run(self) -> None:
+        while True:
+            self._wake.acquire()
+            assert self._next is not None
+            job, name, future = self._next
+            try:
+                done = look_at(job, name, self._cache_dir)
+            except Exception as error:  # ours: it ends the process, which supervisord starts afresh
+                self._tell(future, future.set_exception, error)
+            else:
+                self._tell(future, future.set_result, done)
+
+    def _tell(self, future: asyncio.Future[wire.Done], say: Callable[..., None], what: object) -> None:
+        def tell() -> None:
+            if not future.done():
+                say(what)
+
+        try:
+            self._loop.call_soon_threadsafe(tell)
+        except RuntimeError:  # the loop has ended before the look did
+            pass
+
+
+def look_at(job: wire.Job, name: str, cache_dir: Path) -> wire.Done:
+    """Do the job; bad luck with git is an answer like any other."""
+    cpu = time.process_time_ns() + _children_ns()
+    value, error = None, ""
+    began = now_ns()
+    try:
+        value = git.measure(job, cache_dir)
+    except git.GitError as bad_luck:
+        error = f"{bad_luck.reason}: {bad_luck}"
+    ended = now_ns()
+    cpu_ms = (time.process_time_ns() + _children_ns() - cpu) // 1_000_000
+    return wire.Done(job.id, name, job.workspace, began, ended, value, error, cpu_ms)
+
+
+def _children_ns() -> int:
+    times = os.times()
+    return int((times.children_user + times.children_system) * 1e9)
