@@ -13,7 +13,9 @@ import os
 import socket
 from pathlib import Path
 from typing import Final
+from urllib.parse import urlsplit
 
+import msgspec
 from aiohttp import web
 
 from gateway import app
@@ -34,7 +36,7 @@ BACKLOG: Final = 4096
 async def main(process: Process) -> None:
     settings = process.settings
     gateway = settings.gateway
-    listening = bind(gateway)
+    listening = bind(gateway, last_port(settings.url_path))
     port = listening.getsockname()[1]
     access = Access(token_of(settings.token_path), gateway.host, port, gateway.allowed_hosts, gateway.allowed_origins)
     recorder = Recorder(settings, process.log)
@@ -70,8 +72,21 @@ async def main(process: Process) -> None:
     bus.close()
 
 
-def bind(gateway: Gateway) -> socket.socket:
-    """Take the address. Raises `OperatorError`."""
+def last_port(url_path: Path) -> int:
+    """The port of the run before, 0 if there was none: clients that are still trying it find us again."""
+    try:
+        return urlsplit(url_path.read_text().strip()).port or 0
+    except (OSError, ValueError):
+        return 0
+
+
+def bind(gateway: Gateway, last: int = 0) -> socket.socket:
+    """Take the address; where the port may be any, the `last` one if it is free. Raises `OperatorError`."""
+    if gateway.port == 0 and gateway.processes == 1 and last:
+        try:
+            return bind(msgspec.structs.replace(gateway, port=last))
+        except OperatorError:
+            pass
     if gateway.port == 0 and gateway.processes > 1:
         raise OperatorError("gateway.port = 0 picks a port for one process: set a port, or gateway.processes = 1")
     try:

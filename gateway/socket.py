@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from typing import Final
+from typing import cast, Final
 
 from aiohttp import WSMsgType, web
 from aiohttp.web_ws import WebSocketResponse
@@ -40,11 +40,11 @@ class Socket:
 
     def __init__(self, hub: Hub, tally: Tally, heartbeat_ms: int, request: web.Request) -> None:
         transport = request.transport
-        assert isinstance(transport, asyncio.Transport)
+        assert transport is not None
         self.session = Session(hub, heartbeat_ms, now_ns())
         self._hub = hub
         self._tally = tally
-        self._transport = transport
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's is one in all but name
         self._ws = WebSocketResponse(
             protocols=(frames.SUBPROTOCOL,),
             compress=False,

@@ -1,4 +1,4 @@
-"""How much the property tests try: ``ci`` tries the same examples each time, ``deep`` tries many and others each time."""
+"""How much the property tests try: ``ci`` the same examples each time, ``deep`` many and others each time."""
 
 from __future__ import annotations
 

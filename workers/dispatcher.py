@@ -59,11 +59,14 @@ class Dispatcher:
         self._metrics = _Metrics(process)
         # Ids go on where no former dispatcher's can be: an answer to one of its jobs is an answer to nobody.
         self._table = Table(Policy.of(git), first_id=now_ns())
+        self._tasks: list[asyncio.Task[None]] = []
+        self._closed = False
         self._timer: asyncio.Handle | None = None
         self._pidfds: dict[bytes, int] = {}
         self._reread = asyncio.Event()
         self._catalog_why = "not read yet"
         self._skipped: dict[str, str] = {}
+        self._complaints: dict[str, str] = {}  # what was logged already
         self._started = 0
         self._late = 0
         self._run, self._seq = secrets.token_hex(4), 0
@@ -82,11 +85,16 @@ class Dispatcher:
 
     def start(self) -> None:
         self._process.before_beat = self._show
-        self._process.spawn(self._trees.run(), "trees")
-        self._process.spawn(self._git_watch.run(), "git watch")
-        self._process.spawn(self._keep_targets(), "targets")
+        self._tasks = [
+            self._process.spawn(self._trees.run(), "trees"),
+            self._process.spawn(self._git_watch.run(), "git watch"),
+            self._process.spawn(self._keep_targets(), "targets"),
+        ]
 
     def close(self) -> None:
+        self._closed = True
+        for task in self._tasks:
+            task.cancel()
         for handle in (self._timer, self._resending):
             if handle is not None:
                 handle.cancel()
@@ -211,6 +219,8 @@ class Dispatcher:
 
     def _pump(self) -> None:
         """Give out what is due, and sleep until something is."""
+        if self._closed:  # a watch may have had a last word
+            return
         now = now_ns()
         for lease in self._table.assign(now):
             self._started += 1
@@ -227,8 +237,11 @@ class Dispatcher:
         told, self._table.told = self._table.told, []
         for event, workspace, why, worker, took_ms in told:
             self._metrics.count(event, took_ms)
-            if event == "failed":
-                self._process.log.info("look failed", workspace=workspace, why=why)
+            if event == "failed" and self._complaints.get(workspace) != why:
+                self._complaints[workspace] = why
+                self._process.log.warning("look failed", workspace=workspace, why=why)
+            elif event in ("done", "dropped"):
+                self._complaints.pop(workspace, None)
             if self._tap.watched:
                 self._tap.publish(TOPIC, wire.JobEvent(event, workspace, why, wall_ms(), worker, took_ms))
 

@@ -354,12 +354,11 @@ class Table:
         return entry.ended + period - period * (crc32(entry.target.workspace.encode()) % 100) // 1000
 
     def _schedule(self, workspace: str) -> None:
-        """The end of a run schedules what came during it."""
-        entry = self._entries.get(workspace)
-        if entry is not None and workspace not in self._running and workspace not in self._ready:
+        if (entry := self._entries.get(workspace)) is not None:
             heappush(self._timers, (entry.due, workspace))
 
     def _current(self, due: int, workspace: str) -> bool:
+        """Whether this timer still holds. What comes due during a run waits for its end, which sets a new one."""
         entry = self._entries.get(workspace)
         waits = workspace not in self._running and workspace not in self._ready
         return entry is not None and entry.due == due and waits

@@ -46,15 +46,18 @@ class Worker:
 
     async def serve(self) -> None:
         """Until told to stop, and then until the job at hand is over, or the time to drain is."""
-        greeting = self._process.spawn(self._say_ready(), "ready")
+        greeting: asyncio.Task[None] | None = None
         stopping = asyncio.ensure_future(self._process.stopping.wait())
         while not self._process.stopping.is_set():
+            if self._jobs.empty():
+                greeting = self._process.spawn(self._say_ready(), "ready")
             waiting = asyncio.ensure_future(self._jobs.get())
             await asyncio.wait((waiting, stopping), return_when=asyncio.FIRST_COMPLETED)
+            if greeting is not None:
+                greeting.cancel()
             if not waiting.done():
                 waiting.cancel()
                 break
-            greeting.cancel()
             work = asyncio.ensure_future(self._do(waiting.result()))
             await asyncio.wait((work, stopping), return_when=asyncio.FIRST_COMPLETED)
             if not work.done():
@@ -64,8 +67,6 @@ class Worker:
                 work.result()
             else:
                 self._process.log.warning("job abandoned", workspace=waiting.result().workspace)
-            if self._jobs.empty():
-                greeting = self._process.spawn(self._say_ready(), "ready")
 
     async def _say_ready(self) -> None:
         ready = wire.Ready(self._process.name, os.getpid())
@@ -90,8 +91,6 @@ class Worker:
         done = await self._look.at(job, self._process.name)
         figures["job"] = ""
         figures["failed" if done.error else "done"] = int(figures["failed" if done.error else "done"]) + 1
-        if done.error:
-            self._process.log.info("job failed", workspace=job.workspace, why=done.error)
         while not self._client.send(done):
             # Nobody there: a dispatcher that starts anew does not know this job and asks for its own.
             if self._process.stopping.is_set():

@@ -77,10 +77,10 @@ class Member(NamedTuple):
 
     @property
     def well(self) -> bool:
-        """It runs, and what it says of itself is fresh and good."""
-        if self.state != "RUNNING":
-            return False
-        return self.name == "watchdog" or (self.beat is not None and self.beat.alive() and self.beat.state == "running")
+        """What it says of itself is fresh and good. supervisord calls it STARTING for a while even so."""
+        if self.name == "watchdog":
+            return self.state in ("STARTING", "RUNNING")
+        return self.beat is not None and self.beat.alive() and self.beat.state == "running"
 
 
 def members(settings: Settings) -> list[Member]:

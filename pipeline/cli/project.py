@@ -60,18 +60,12 @@ def add(settings: Settings, path: Path, name: str, base: str, as_json: bool) -> 
     repositories = _repositories(path)
     if name and len(repositories) > 1:
         raise click.UsageError(f"{path} is a folder of {len(repositories)} repositories: --name can name only one.")
-    report = []
-    with _catalog(settings) as catalog:
-        for repository in repositories:
-            added = catalog.add_project(repository.path, wall_ms(), name, base)
-            worktrees, problem = _discover(catalog, added.project, settings.git.deadline_ms / 1000)
-            report.append({**_told(added.project), "new": added.new, "worktrees": worktrees, "problem": problem})
+    report = _add(settings, repositories, name, base)
     if as_json:
         _print_json(report)
         return
     for row in report:
-        what = "Added" if row["new"] else "Already there:"
-        click.echo(f"{what} {row['id']} ({shown(row['path'])}), {_count(row['worktrees'], 'worktree')}.")
+        click.echo(_added(row))
         if row["problem"]:
             click.echo(f"  Its worktrees cannot be listed now: {row['problem']}", err=True)
 
@@ -116,6 +110,27 @@ def remove(settings: Settings, project_or_path: str, yes: bool, as_json: bool) -
         _print_json({**_told(found), "archived": [look.workspace for look in looks]})
     else:
         click.echo(f"Removed {found.id} with {_count(len(looks), 'workspace')}; nothing on disk was touched.")
+
+
+def add_paths(settings: Settings, paths: Sequence[Path]) -> list[str]:
+    """Follow the repositories at these paths, as `project add` does; returns what to tell of each new one."""
+    repositories = [repository for path in paths for repository in _repositories(path)]
+    return [_added(row) for row in _add(settings, repositories, "", "") if row["new"]]
+
+
+def _add(settings: Settings, repositories: Sequence[Any], name: str, base: str) -> list[dict[str, Any]]:
+    report = []
+    with _catalog(settings) as catalog:
+        for repository in repositories:
+            added = catalog.add_project(repository.path, wall_ms(), name, base)
+            worktrees, problem = _discover(catalog, added.project, settings.git.deadline_ms / 1000)
+            report.append({**_told(added.project), "new": added.new, "worktrees": worktrees, "problem": problem})
+    return report
+
+
+def _added(row: dict[str, Any]) -> str:
+    what = "Added" if row["new"] else "Already there:"
+    return f"{what} {row['id']} ({shown(row['path'])}), {_count(row['worktrees'], 'worktree')}."
 
 
 def _repositories(path: Path) -> list[Any]:

@@ -91,7 +91,7 @@ def _follow(settings: Settings, paths: tuple[Path, ...]) -> list[str]:
 
     catalog = catalogs.open(settings)
     try:
-        known = bool(catalog.projects())
+        known = {project.id for project in catalog.projects()}
     finally:
         catalog.close()
     if not paths and not known and (here := repository_of(Path.cwd())) is not None:
@@ -109,6 +109,8 @@ def _follow(settings: Settings, paths: tuple[Path, ...]) -> list[str]:
     if not projects:
         return ["No project yet: add one with `treewire project add PATH`."]
     for project in projects:
+        if project.id not in known:
+            continue  # told when it was added
         number = sum(workspace.project == project.id for workspace in workspaces)
         lines.append(f"{project.id}: {number} worktree{'' if number == 1 else 's'}")
     return lines

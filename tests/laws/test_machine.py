@@ -153,7 +153,10 @@ class Everything(RuleBasedStateMachine):
     # ── the wire ─────────────────────────────────────────────────────────────────────────────────
 
     @precondition(lambda self: self.wire)
-    @rule(which=st.lists(st.integers(0, 30), min_size=1, max_size=4), fate=st.sampled_from(["take", "take", "twice", "lose"]))
+    @rule(
+        which=st.lists(st.integers(0, 30), min_size=1, max_size=4),
+        fate=st.sampled_from(["take", "take", "twice", "lose"]),
+    )
     def deliver(self, which: list[int], fate: str) -> None:
         """A batch, in any order; all of it is published as one delta per project."""
         for index in which:

@@ -74,7 +74,7 @@ class Home:
         return self.registers.setdefault(group, Register())
 
 
-# What can happen: (operation, workspace, a small number, whether its source tells of it, whether that look has a revision)
+# What can happen: operation, workspace, a small number, whether its source tells of it, and whether with a revision.
 Happening = tuple[str, str, int, bool, bool]
 OPERATIONS = ("create", "rename", "git", "session", "git", "pr", "ci", "session", "archive", "vanish", "move")
 happenings = st.tuples(

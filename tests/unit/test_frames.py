@@ -1,0 +1,95 @@
+"""The client protocol's messages."""
+
+from __future__ import annotations
+
+import json
+
+import msgspec
+import pytest
+
+from gateway import framing
+from pipeline import frames
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        frames.Hello("t"),
+        frames.Subscribe(1, "web", "e", 412),
+        frames.Unsubscribe(1),
+        frames.Ack(88, {"1": frames.Mark(421, "5ab2")}),
+        frames.Resync(1, "gap", 420),
+    ],
+)
+def test_every_message_of_a_client_decodes_to_itself(message: frames.FromClient) -> None:
+    assert frames.decode_client(frames.encode(message)) == message
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        frames.Welcome(1, "e", 10_000, frames.Bounds(32, 65_536)),
+        frames.Loading(1),
+        frames.Snapshot(1, "e", 419, "9c0f", "initial", True, {"w1": {"life": {"name": "fix"}}}),
+        frames.Delta(1, "e", 419, 421, {"w1": {"git": {"insertions": None}}, "w7": None}),
+        frames.Heartbeat(88, {"1": frames.Mark(421, "5ab2", False)}, {"database": "ok"}),
+        frames.End(1, "not_found"),
+        frames.Error(1, "forbidden", "no"),
+    ],
+)
+def test_every_message_of_a_server_decodes_to_itself(message: frames.FromServer) -> None:
+    assert frames.decode_server(frames.encode(message)) == message
+
+
+def test_a_delta_says_from_and_keeps_the_nulls_that_clear() -> None:
+    told = json.loads(frames.encode(frames.Delta(1, "e", 4, 5, {"w1": {"git": None}})))
+    assert told == {"type": "delta", "id": 1, "epoch": "e", "from": 4, "to": 5, "patch": {"w1": {"git": None}}}
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        b"",
+        b"{}",
+        b"[]",
+        b"null",
+        b"hello",
+        b'{"type":"subscribe","id":"1","project":"web"}',
+        b'{"type":"subscribe","id":1.5,"project":"web"}',
+        b'{"type":"subscribe","id":-1,"project":"web"}',
+        b'{"type":"subscribe","id":true,"project":"web"}',
+        b'{"type":"subscribe","id":1}',
+        b'{"type":"subscribe","id":1,"project":"' + b"x" * 129 + b'"}',
+        b'{"type":"subscribe","id":1,"project":"web","version":-1}',
+        b'{"type":"resync","id":1,"reason":"because"}',
+        b'{"type":"snapshot","id":1}',
+        b'{"type":"hello","ticket":"\xff"}',
+        b"[" * 100_000,
+    ],
+)
+def test_what_is_no_message_is_refused_and_never_coerced(bad: bytes) -> None:
+    with pytest.raises(frames.DecodeError):
+        frames.decode_client(bad)
+
+
+def test_fields_that_a_release_does_not_know_are_ignored_on_both_sides() -> None:
+    assert frames.decode_client(b'{"type":"hello","colour":"blue"}') == frames.Hello()
+    assert frames.decode_server(b'{"type":"loading","id":1,"percent":40}') == frames.Loading(1)
+
+
+def test_a_client_comes_back_after_every_code_but_those_that_say_not_to() -> None:
+    again = [frames.INTERNAL, frames.SHUTTING_DOWN, frames.STALLED, frames.NO_ACK, frames.RATE, 1006]
+    never = [frames.BAD_FRAME, frames.UNAUTHENTICATED, frames.HELLO_TIMEOUT, frames.WRONG_PROTOCOL, frames.REVOKED]
+    assert all(map(frames.reconnects, again))
+    assert not any(map(frames.reconnects, never))
+
+
+@pytest.mark.parametrize("size", [0, 1, 125, 126, 127, 65_535, 65_536, 200_000])
+def test_a_text_frame_carries_any_size(size: int) -> None:
+    payload = b"x" * size
+    assert framing.payloads(framing.text(payload) + framing.text(b"next")) == [payload, b"next"]
+
+
+def test_a_mark_says_complete_only_where_it_is_not() -> None:
+    assert msgspec.json.decode(frames.encode(frames.Mark(1, "h"))) == {"version": 1, "hash": "h"}
+    assert msgspec.json.decode(frames.encode(frames.Mark(1, "h", False)))["complete"] is False
