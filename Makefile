@@ -22,7 +22,7 @@ run: venv  ## Follow this repository until Ctrl-C
 	$(BIN)/treewire up .
 
 test: venv  ## Run the tests
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 check: venv  ## Format, lint, types, import contracts
 	$(BIN)/ruff format --check .

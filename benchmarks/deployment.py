@@ -57,6 +57,7 @@ def deployment(settings: Settings, *projects: Path, **environment: str) -> Itera
     run = [sys.executable, "-m", "pipeline.cli"]
     where = ["--home", str(settings.home)]
     env = {**os.environ, **environment}
+    env.pop("PYTHONDONTWRITEBYTECODE", None)  # compiling at each start would be measured as memory and time
     up = [*run, "up", *where, "--port", "0", "-d", *map(str, projects)]
     done = subprocess.run(up, env=env, capture_output=True, text=True, check=False)
     if done.returncode:

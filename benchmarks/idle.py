@@ -45,7 +45,7 @@ def _figure(settings: Settings, process: str, name: str) -> int:
 
 
 def _spawns(settings: Settings) -> int:
-    return _figure(settings, "dispatcher", "git_spawns")
+    return _figure(settings, "dispatcher", "git_looks")
 
 
 def _counted(settings: Settings, count: int) -> None:
@@ -97,7 +97,7 @@ def main() -> None:
                 spawns.append((_spawns(settings) - git) * 60 / took)
             share = figures.line(f"CPU of {len(processes)} processes", shares, "% of core", "≤ 1")
             figures.line("wake-ups", wakes, "/s")
-            figures.line("git processes started", spawns, "/min")
+            figures.line("git looks (each starts git processes)", spawns, "/min")
             poll = figures.line(
                 "one polling round, status + diff --stat", [_poll_once(parent) for _ in range(3)], "s CPU"
             )

@@ -119,10 +119,12 @@ def _floor(rate: int, seconds: float, directory: Path) -> list[float]:
         end.setsockopt(zmq.LINGER, 0)
         end.connect(outlet)
         with events(inlet, rate):
-            stop = time.perf_counter() + seconds
-            while time.perf_counter() < stop:
+            warm = time.perf_counter() + 1.0
+            while time.perf_counter() < warm + seconds:
                 if end.poll(100):
                     look = wire.decode_ingress(end.recv())
+                    if time.perf_counter() < warm:
+                        continue
                     assert isinstance(look, Look)
                     assert isinstance(look.value, Terminal)
                     taken.append((now_ns() - (look.value.last_output or 0)) / 1e6)

@@ -106,19 +106,19 @@ class Routes:
             pass  # what runs is shown all the same
         told = []
         for id_ in sorted(named.keys() | hub.follower.replicas.keys()):
-            shelf, project = hub.shelf(id_), named.get(id_)
-            ready = shelf is not None and shelf.loaded
+            shelf = hub.shelf(id_)
+            shown = shelf if shelf is not None and shelf.loaded else None
             told.append(
                 {
                     "id": id_,
-                    "name": project.name if project else id_,
-                    "ready": ready,
-                    "epoch": shelf.epoch if shelf and ready else None,
-                    "version": shelf.version if shelf and ready else None,
-                    "workspaces": len(shelf) if shelf and ready else None,
+                    "name": named[id_].name if id_ in named else id_,
+                    "ready": shown is not None,
+                    "epoch": shown and shown.epoch,
+                    "version": shown and shown.version,
+                    "workspaces": shown and shown.size,
                 }
             )
-        return answer({"projects": told, "stale": hub.stale})
+        return answer({"projects": told, "settled": hub.settled, "stale": hub.stale})
 
     async def snapshot(self, request: web.Request) -> web.Response:
         hub = self._hub

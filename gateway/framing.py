@@ -6,6 +6,8 @@ from struct import pack
 from typing import Final
 
 _TEXT: Final = 0x81
+_CLOSE: Final = 0x88
+_REASON_BYTES: Final = 123  # a control frame holds 125, two of which are the code
 _SHORT: Final = 126
 _MEDIUM: Final = 1 << 16
 
@@ -18,6 +20,12 @@ def text(payload: bytes) -> bytes:
     if size < _MEDIUM:
         return pack("!BBH", _TEXT, 126, size) + payload
     return pack("!BBQ", _TEXT, 127, size) + payload
+
+
+def close(code: int, reason: str) -> bytes:
+    """A close frame; a reason that is too long is cut."""
+    said = reason.encode()[:_REASON_BYTES].decode(errors="ignore").encode()
+    return pack("!BBH", _CLOSE, 2 + len(said), code) + said
 
 
 def payloads(data: bytes) -> list[bytes]:

@@ -177,15 +177,7 @@ class Recorder:
                 self.refused += 1
                 batch.done(refused)
         events = [event for _, observed in passed for event in observed]
-        try:
-            looks = store.record(events)
-        except Exception as error:
-            for batch, _ in passed:
-                batch.done(error)
-            if isinstance(error, CatalogUnavailable):
-                self._mark("degraded", error)
-                return
-            raise
+        looks = store.record(events)
         self._mark("ok")
         self.commits += bool(events)
         self._known.update(born)

@@ -84,7 +84,9 @@ class Shelf:
             ),
         )
 
-    def __len__(self) -> int:
+    @property
+    def size(self) -> int:
+        """How many workspaces there are."""
         return 0 if self._ledger is None else len(self._ledger.entries)
 
     @property

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from typing import cast, Final
+from typing import Final
 
 from aiohttp import WSMsgType, web
 from aiohttp.web_ws import WebSocketResponse
 
+from gateway import framing
 from gateway.hub import Hub
 from gateway.session import Close, Session
 from pipeline import frames
@@ -44,15 +45,15 @@ class Socket:
         self.session = Session(hub, heartbeat_ms, now_ns())
         self._hub = hub
         self._tally = tally
-        self._transport = cast(asyncio.Transport, transport)  # uvloop's is one in all but name
+        self._transport = transport
         self._ws = WebSocketResponse(
             protocols=(frames.SUBPROTOCOL,),
             compress=False,
-            autoping=True,
+            autoclose=False,  # we close in our own words, once: see `close`
             max_msg_size=self.session.limits.frame_bytes + ROOM,
         )
         self.open = False
-        self._closing: asyncio.Task[None] | None = None
+        self._cut_off: asyncio.TimerHandle | None = None
         self._blocked_since = 0
         self._room = asyncio.Event()
 
@@ -79,29 +80,28 @@ class Socket:
             self.open = False
             self._hub.remove(self)
             self._tally.resyncs += self.session.resyncs
-            if self._closing is not None:
-                await self._closing
+            if self._cut_off is not None:
+                self._cut_off.cancel()
+                self._transport.close()
         return ws
 
     async def _read(self) -> None:
         session = self.session
         while True:
             message = await self._ws.receive()
-            if not self.open:
-                return
             if message.type is WSMsgType.TEXT:
-                verdict = session.receive(message.data.encode(), now_ns())
+                verdict = session.receive(message.data.encode(), now_ns()) if self.open else None
             elif message.type is WSMsgType.BINARY:
                 verdict = Close(frames.BAD_FRAME, "frames are text")
             else:
                 return
             if verdict is not None:
                 self.close(verdict)
-                return
-            self._hub.serve(self)
-            while session.answers and self.open:
-                self._room.clear()
-                await self._room.wait()
+            elif self.open:
+                self._hub.serve(self)
+                while session.answers and self.open:
+                    self._room.clear()
+                    await self._room.wait()
 
     def flush(self, now: int) -> bool:
         if not self.open or self._transport.is_closing():
@@ -133,17 +133,11 @@ class Socket:
 
     def close(self, why: Close) -> None:
         """Say goodbye with a code; whoever does not answer in time is cut off."""
-        if self.open:
-            self.open = False
-            self._room.set()
-            self._tally.closed[why.code] = self._tally.closed.get(why.code, 0) + 1
-            self._closing = asyncio.get_running_loop().create_task(self._farewell(why))
-
-    async def _farewell(self, why: Close) -> None:
-        message = why.reason.encode()[:120].decode(errors="ignore").encode()
-        try:
-            await asyncio.wait_for(self._ws.close(code=why.code, message=message, drain=False), FAREWELL_S)
-        except (TimeoutError, ConnectionError):
-            pass
-        finally:
-            self._transport.abort()
+        if not self.open:
+            return
+        self.open = False
+        self._room.set()
+        self._tally.closed[why.code] = self._tally.closed.get(why.code, 0) + 1
+        if not self._transport.is_closing():
+            self._transport.write(framing.close(why.code, why.reason))
+        self._cut_off = asyncio.get_running_loop().call_later(FAREWELL_S, self._transport.abort)

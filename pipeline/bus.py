@@ -303,18 +303,18 @@ class JobsServer(_End):
                 self.bad += 1
         self._hand_over(messages)
 
-    def send(self, address: bytes, message: wire.DispatcherSays) -> bool:
+    def send(self, address: bytes, message: wire.Job) -> bool:
         return self._offer(address, wire.encode(message))
 
 
 class JobsClient(_End):
     """A worker's end."""
 
-    def __init__(self, run_dir: Path, take: Callable[[list[wire.DispatcherSays]], None]) -> None:
+    def __init__(self, run_dir: Path, take: Callable[[list[wire.Job]], None]) -> None:
         super().__init__(_socket(zmq.DEALER))
         self.socket.setsockopt(zmq.IMMEDIATE, 1)
         self.socket.connect(endpoint(run_dir, "jobs"))
-        self.read(lambda batch: take(self._decoded(batch, wire.decode_dispatcher)))
+        self.read(lambda batch: take(self._decoded(batch, wire.decode_job)))
 
     def send(self, message: wire.WorkerSays) -> bool:
         return self._offer(wire.encode(message))

@@ -3,7 +3,7 @@
     ingress   PUSH→PULL       Look | Census | Interest
     feed      XPUB→SUB        Delta | Gone | Heartbeat | Relook      (topic frame, then the message)
     query     DEALER→ROUTER   Since | Explain → Image | Delta | Explained | Missing
-    jobs      DEALER→ROUTER   Ready | Done → Job | Quit
+    jobs      DEALER→ROUTER   Ready | Done → Job
     tap       XPUB→SUB        Ruled | Counted | Delta | Gone | Heartbeat | JobEvent
 
 A message that does not decode is the peer's fault: it is counted and dropped, and nothing else happens.
@@ -194,12 +194,7 @@ class Done(Struct, frozen=True, omit_defaults=True, tag="done"):
     cpu_ms: int = 0
 
 
-class Quit(Struct, frozen=True, tag="quit"):
-    """The dispatcher goes away or does not know the worker: say ready again."""
-
-
 WorkerSays: TypeAlias = Ready | Done
-DispatcherSays: TypeAlias = Job | Quit
 
 # ── tap ──────────────────────────────────────────────────────────────────────────────────────────
 
@@ -247,6 +242,6 @@ decode_feed = msgspec.msgpack.Decoder(Feed).decode
 decode_query = msgspec.msgpack.Decoder(Query).decode
 decode_answer = msgspec.msgpack.Decoder(Answer).decode
 decode_worker = msgspec.msgpack.Decoder(WorkerSays).decode
-decode_dispatcher = msgspec.msgpack.Decoder(DispatcherSays).decode
+decode_job = msgspec.msgpack.Decoder(Job).decode
 decode_tap = msgspec.msgpack.Decoder(Tap).decode
 DecodeError = (msgspec.DecodeError, RecursionError, UnicodeDecodeError)

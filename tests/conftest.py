@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 
 _SLOW = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much]
 
@@ -13,7 +13,7 @@ settings.register_profile(
     derandomize=True,
     database=None,
     deadline=None,
-    max_examples=60,
+    max_examples=100,
     stateful_step_count=40,
     suppress_health_check=_SLOW,
 )
@@ -24,4 +24,6 @@ settings.register_profile(
     stateful_step_count=100,
     suppress_health_check=_SLOW,
 )
+# For the mutation gate: a failure is enough, nobody reads the example.
+settings.register_profile("gate", settings.get_profile("ci"), phases=[Phase.explicit, Phase.generate])
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))

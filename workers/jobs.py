@@ -17,7 +17,7 @@ The rules it keeps:
 from __future__ import annotations
 
 from collections.abc import Iterable
-from heapq import heappop, heappush
+from heapq import heapify, heappop, heappush
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple, TypeAlias
 from zlib import crc32
 
@@ -41,6 +41,7 @@ SILENT_NS: Final = 3 * S
 JOB_LOST_NS: Final = 1500 * MS
 FIRST_BACKOFF_NS: Final = 1 * S
 LONGEST_BACKOFF_NS: Final = 60 * S
+SPARE_TIMERS: Final = 64
 FIRST_SIGHT: Final = "first sight"
 CADENCE: Final = "cadence"
 
@@ -354,8 +355,15 @@ class Table:
         return entry.ended + period - period * (crc32(entry.target.workspace.encode()) % 100) // 1000
 
     def _schedule(self, workspace: str) -> None:
-        if (entry := self._entries.get(workspace)) is not None:
-            heappush(self._timers, (entry.due, workspace))
+        if (entry := self._entries.get(workspace)) is None:
+            return
+        heappush(self._timers, (entry.due, workspace))
+        if len(self._timers) > 2 * len(self._entries) + SPARE_TIMERS:
+            # Most no longer hold: each mark and each run leaves one behind.
+            self._timers = [
+                (entry.due, name) for name, entry in self._entries.items() if self._current(entry.due, name)
+            ]
+            heapify(self._timers)
 
     def _current(self, due: int, workspace: str) -> bool:
         """Whether this timer still holds. What comes due during a run waits for its end, which sets a new one."""

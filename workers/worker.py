@@ -37,7 +37,6 @@ class Worker:
         self._process = process
         self._jobs: asyncio.Queue[wire.Job] = asyncio.Queue()
         self._look = _Thread(cache_dir)
-        self._greet = asyncio.Event()
         self._client = bus.JobsClient(process.settings.run_dir, self._take)
         process.figures.update(done=0, failed=0, job="")
 
@@ -71,19 +70,11 @@ class Worker:
     async def _say_ready(self) -> None:
         ready = wire.Ready(self._process.name, os.getpid())
         while True:
-            self._greet.clear()
-            pause = READY_S if self._client.send(ready) else AGAIN_S
-            try:
-                await asyncio.wait_for(self._greet.wait(), pause)
-            except TimeoutError:
-                pass
+            await asyncio.sleep(READY_S if self._client.send(ready) else AGAIN_S)
 
-    def _take(self, messages: list[wire.DispatcherSays]) -> None:
-        for message in messages:
-            if isinstance(message, wire.Job):
-                self._jobs.put_nowait(message)
-            else:
-                self._greet.set()
+    def _take(self, jobs: list[wire.Job]) -> None:
+        for job in jobs:
+            self._jobs.put_nowait(job)
 
     async def _do(self, job: wire.Job) -> None:
         figures = self._process.figures

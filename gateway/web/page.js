@@ -4,10 +4,11 @@ import { Treewire } from "/client.js";
 
 const RENDER_MS = 200;
 const PROJECTS_MS = 5000;
+const FIRST_PROJECT_MS = 1000;
 const AGE_MS = 10_000;
 
+const CONNECTION = { connecting: "connecting", open: "live", waiting: "connection lost, trying again", refused: "refused" };
 const WORDS = {
-  connecting: "connecting", open: "live", waiting: "connection lost, trying again", refused: "refused",
   checking_pr: "checking PR", waiting_for_ci: "waiting for CI", ci_failed: "CI failed", fixing_ci_failures: "fixing CI failures",
   pr_closed: "PR closed", no_session_started: "no session yet",
 };
@@ -15,7 +16,8 @@ const board = document.getElementById("board");
 const connection = document.getElementById("connection");
 const health = document.getElementById("health");
 const views = new Map(); // project → what is subscribed, its view, its section
-let projects = null;
+let projects = []; // as the server listed them
+let settled = false; // whether there are no others
 let stale = false;
 
 function make(tag, className, ...children) {
@@ -27,6 +29,11 @@ function make(tag, className, ...children) {
 
 function words(code) {
   return WORDS[code] ?? String(code ?? "unknown").replaceAll("_", " ");
+}
+
+function doing({ state, waiting_for, crashed }) {
+  if (crashed) return "crashed";
+  return words(state) + (waiting_for === undefined ? "" : " for " + words(waiting_for));
 }
 
 function age(then) {
@@ -52,7 +59,7 @@ function changed() {
 }
 
 function render() {
-  if (projects === null) return;
+  if (projects.length === 0 && !settled) return; // the skeleton stays
   board.setAttribute("aria-busy", String([...views.values()].some((one) => one.view?.workspaces == null)));
   if (projects.length === 0) {
     board.replaceChildren(empty("No repository is followed yet.", "Add one in a terminal: ", "treewire project add PATH"));
@@ -125,7 +132,7 @@ function row([id, entry]) {
   if (git.ahead !== undefined || git.behind !== undefined) distance.append("↑" + (git.ahead ?? 0) + " ↓" + (git.behind ?? 0));
   const agents = make("td", "sessions");
   for (const session of Object.values(sessions)) {
-    const one = make("span", "", (session.provider ?? session.name ?? "agent") + " " + words(session.state) + " ");
+    const one = make("span", "", (session.provider ?? session.name ?? "agent") + " " + doing(session) + " ");
     if (session.changed_at !== undefined) {
       const time = make("time", "", age(session.changed_at));
       time.dataset.at = session.changed_at;
@@ -141,7 +148,7 @@ function row([id, entry]) {
 
 function told(state, detail) {
   connection.dataset.state = state;
-  connection.textContent = words(state) + (detail && state !== "open" ? ": " + detail : "");
+  connection.textContent = CONNECTION[state] + (detail && state !== "open" ? ": " + detail : "");
   changed();
 }
 
@@ -178,6 +185,7 @@ async function list() {
   if (!answer.ok) return;
   const body = await answer.json();
   projects = body.projects;
+  settled = body.settled;
   const known = new Set(projects.map((project) => project.id));
   for (const project of projects) {
     if (!views.has(project.id)) {
@@ -196,10 +204,10 @@ async function list() {
 }
 
 history.replaceState(null, "", "/");
-list();
-setInterval(() => {
-  if (document.visibilityState === "visible") list();
-}, PROJECTS_MS);
+(async function relist() {
+  if (document.visibilityState === "visible") await list();
+  setTimeout(relist, projects.length ? PROJECTS_MS : FIRST_PROJECT_MS);
+})();
 setInterval(() => {
   for (const time of board.querySelectorAll("time")) time.textContent = age(Number(time.dataset.at));
 }, AGE_MS);

@@ -117,7 +117,7 @@ def _print(settings: Settings, report: dict[str, Any]) -> None:
         if figures := row.get("figures"):
             click.echo(f"{row['name']}: " + " ".join(f"{key}={_figure(value)}" for key, value in figures.items()))
     for row in report["processes"]:
-        if "said" in row:
+        if row.get("said"):
             click.echo(f"{row['name']}: {row['said']}; see {settings.log_dir / row['name']}.log")
     for note in report["notes"][-5:]:
         at = time.strftime("%H:%M:%S", time.localtime(note["wall_ms"] / 1000))

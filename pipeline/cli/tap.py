@@ -16,6 +16,7 @@ import click
 import msgspec
 
 from pipeline import wire
+from pipeline.runtime.beat import read_beats
 from pipeline.runtime.settings import Settings
 from pipeline.tap import Filter, Line, RecordingError, Replay, read, record, watch
 
@@ -46,8 +47,8 @@ def tap(
     A recording always holds the whole flow, whatever the filters show. Watching costs the pipeline next to nothing: a
     tap that does not keep up misses messages, and nobody waits for it.
     """
-    if not (settings.run_dir / "tap.sock").exists():
-        raise click.ClickException(f"nothing runs in {settings.home}: start it with `treewire up`")
+    if not any(beat.name == "aggregator" and beat.alive() for beat in read_beats(settings.run_dir)):
+        raise click.ClickException(f"no aggregator runs for {settings.home}: start it with `treewire up`")
     wanted = Filter(project, workspace, group, frozenset(kinds))
     render = _json if as_json else _text
 

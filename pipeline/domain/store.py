@@ -185,13 +185,13 @@ class Store:
             if look.key != (None if pr is None else pr.key):
                 return WRONG_KEY
         current = entry.looks.get(group)
-        if kind == "session" and group not in entry.values and value is not None and self._is_crowded(entry):
-            return TOO_MANY
-        if kind == "session" and current is None:
-            if look.stamp.began <= entry.session_fence:
+        if kind == "session" and value is not None and group not in entry.values:
+            if current is None and look.stamp.began <= entry.session_fence:
                 return ENDED
             if look.domain and self._census is not None and _before(look.stamp, self._census):
                 return SESSION_NOT_SEEN
+            if self._is_crowded(entry):
+                return TOO_MANY
         ruling = order.weigh(current, look)
         if ruling.verdict == "applied":
             return self._apply(entry, current, look, ruling, wall_ms)
@@ -382,7 +382,7 @@ class Store:
             return Tally(rulings, drift, [], False)
         seen = frozenset(look.workspace for look in census.looks).union(census.unread)
         absent = self._absent(census.stamp, seen)
-        held = self._mass_delete(absent) and self._held != census.domain
+        held = self._mass_delete(absent) and (self._held != census.domain or self._of_another(absent, census))
         buried: list[str] = []
         if held:
             self._held = census.domain
@@ -410,6 +410,11 @@ class Store:
     def _mass_delete(self, absent: list[str]) -> bool:
         total = len(self.entries)
         return bool(absent) and (len(absent) == total or (len(absent) > MASS_DELETE_MIN and 2 * len(absent) > total))
+
+    def _of_another(self, absent: list[str], census: Census) -> bool:
+        """Whether these workspaces came from another database, of whose rows this one can say nothing."""
+        domains = {self.entries[name].looks["life"].domain for name in absent}
+        return not domains <= {"", census.domain}
 
     def _end_absent_sessions(self, census: Census, drift: dict[str, int], wall_ms: int) -> None:
         """Sessions that came from this catalog and are no longer in it."""

@@ -37,6 +37,7 @@ class Reconciler:
         self._feed = bus.feed(settings.run_dir, self._take)
         self._epoch = ""
         self._database = "same"
+        self._recover()
         self._taken = Counter("treewire_census_taken", "Censuses taken.", ["reason"], registry=process.registry)
         self._failed = Counter("treewire_census_failed", "Censuses that failed.", ["why"], registry=process.registry)
         self._seconds = Histogram("treewire_census_seconds", "Time to read a census.", registry=process.registry)
@@ -116,27 +117,48 @@ class Reconciler:
         return True
 
     def _degrade(self, why: str) -> None:
-        if self._process.figures.get("reason") != why:
-            self._process.log.warning("the last good state stands", why=why)
-        self._process.state = "degraded"
-        self._process.figures["reason"] = why
+        _degrade(self._process, why)
 
     def _recover(self) -> None:
         self._process.state = "running"
         self._process.figures.pop("reason", None)
 
 
-async def main(process: Process) -> None:
-    catalog = await asyncio.to_thread(catalogs.open, process.settings)
-    reconciler = Reconciler(process, catalog)
-    pause_s = process.settings.reconciler.poll_ms / 1e3
+def _degrade(process: Process, why: str) -> None:
+    if process.figures.get("reason") != why:
+        process.log.warning("the last good state stands", why=why)
+    process.state = "degraded"
+    process.figures["reason"] = why
+
+
+async def _open(process: Process, pause_s: float) -> catalogs.Catalog | None:
+    """The catalog, as soon as it can be used; ``None`` if we are stopped before."""
+    while True:
+        try:
+            return await asyncio.to_thread(catalogs.open, process.settings)
+        except catalogs.CatalogUnavailable as error:
+            _degrade(process, str(error))
+        if await _stops_within(process, pause_s):
+            return None
+
+
+async def _stops_within(process: Process, seconds: float) -> bool:
     try:
-        while not process.stopping.is_set():
+        await asyncio.wait_for(process.stopping.wait(), seconds)
+    except TimeoutError:
+        return False
+    return True
+
+
+async def main(process: Process) -> None:
+    pause_s = process.settings.reconciler.poll_ms / 1e3
+    catalog = await _open(process, pause_s)
+    if catalog is None:
+        return
+    reconciler = Reconciler(process, catalog)
+    try:
+        while not await _stops_within(process, pause_s):
             await reconciler.step()
-            try:
-                await asyncio.wait_for(process.stopping.wait(), pause_s)
-            except TimeoutError:
-                continue
     finally:
         reconciler.close()
         catalog.close()

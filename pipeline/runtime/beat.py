@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 import msgspec
+import psutil
 from msgspec import Struct
 
 from pipeline.runtime.clock import now_ns
@@ -58,7 +59,7 @@ class BeatFile:
         self.path = run_dir / f"{name}{SUFFIX}"
         self.beat = Beat(name=name, pid=os.getpid(), boot_ns=now_ns(), started_ns=now_ns())
         self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-        self._page = os.sysconf("SC_PAGE_SIZE")
+        self._process = psutil.Process()
         self._encoder = msgspec.json.Encoder()
         self._size = os.fstat(self._fd).st_size
         deadline = time.monotonic() + patience_s
@@ -72,11 +73,12 @@ class BeatFile:
 
     def measure(self) -> None:
         """Refresh memory, CPU time, descriptors and threads; dearer than `write`, so done less often."""
-        with open("/proc/self/stat", "rb") as file:
-            fields = file.read().rpartition(b") ")[2].split()
-        self.beat.threads, self.beat.rss = int(fields[17]), int(fields[21]) * self._page
-        self.beat.cpu_s = round(time.process_time(), 3)
-        self.beat.fds = len(os.listdir("/proc/self/fd")) - 1
+        with self._process.oneshot():
+            times = self._process.cpu_times()
+            self.beat.rss = self._process.memory_info().rss
+            self.beat.cpu_s = round(times.user + times.system, 3)
+            self.beat.fds = self._process.num_fds()
+            self.beat.threads = self._process.num_threads()
 
     def write(self) -> None:
         """Rewrite the file in place; padding keeps a shorter beat from leaving an end of the longer one before it."""

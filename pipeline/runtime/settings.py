@@ -23,6 +23,10 @@ Millis = Annotated[int, Meta(ge=0)]
 
 _ENV = "TREEWIRE_"
 
+# What decides who gets in and where the truth is read from. ``treewire up`` is run inside checkouts that agents write
+# to, so a file lying there has no say in it.
+DOORS = frozenset({"database.url", "gateway.host", "gateway.allowed_hosts", "gateway.allowed_origins"})
+
 
 class SettingsError(OperatorError):
     """A setting that cannot be used; the message names the key, the layer and the remedy."""
@@ -111,8 +115,14 @@ class Settings(Section, frozen=True):
         env = os.environ if environ is None else environ
         home = (home or default_home(env)).expanduser().absolute()
         values: dict[str, dict[str, Any]] = {}
-        for path in (_user_config(env), Path.cwd() / "treewire.toml", home / "treewire.toml"):
+        nearby = Path.cwd() / "treewire.toml"
+        for path in (_user_config(env), nearby, home / "treewire.toml"):
             for key, value in _flat(_read_toml(path)).items():
+                if path == nearby and key in DOORS:
+                    raise SettingsError(
+                        f"{path}: {key} may not be set from the current directory, which an agent may write to; "
+                        f"set it in {home / 'treewire.toml'}"
+                    )
                 _set(values, key, value, str(path), strict=True)
         for variable, text in sorted(env.items()):
             section, found, name = variable.removeprefix(_ENV).lower().partition("__")

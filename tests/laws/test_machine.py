@@ -6,17 +6,18 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from pipeline.domain import patch as merge_patch
+from pipeline.domain import status
 from pipeline.domain.replica import Replica
 from pipeline.domain.store import Limits, Store
 from pipeline.domain.versioned import Ledger
 from tests.laws.looks import CLOCK, WALL
-from tests.laws.truth import Court, Happening, Poll, Sighting, World, happenings
+from tests.laws.truth import Chance, Court, Poll, Sighting, World
 
 LIMITS = Limits(max_entries=4, max_tombstones=2, max_sessions=2)
-some = st.lists(happenings, max_size=2)
+chances = st.integers(0, 2**32).map(Chance)
 
 
 @dataclass
@@ -123,26 +124,17 @@ class Everything(RuleBasedStateMachine):
 
     # ── the truth, and looks at it ───────────────────────────────────────────────────────────────
 
-    @rule(what=st.lists(happenings, min_size=1, max_size=4))
-    def happen(self, what: list[Happening]) -> None:
-        for one in what:
-            self.wire += self.world.happen(one)
+    @initialize(chance=chances)
+    def begin(self, chance: Chance) -> None:
+        self.wire += self.world.live(chance, 4)
 
-    @rule(before=some, after=some, revised=st.booleans())
-    def poll_the_catalog(self, before: list[Happening], after: list[Happening], revised: bool) -> None:
-        began = self.world.tick()
-        self.happen(before)
-        read = self.world.tick()
-        self.happen(after)
-        self.wire.append(self.world.poll(began, read, self.world.tick(), revised))
+    @rule(chance=chances, steps=st.integers(1, 4))
+    def happen(self, chance: Chance, steps: int) -> None:
+        self.wire += self.world.live(chance, steps)
 
-    @rule(before=some, after=some)
-    def look_at_git(self, before: list[Happening], after: list[Happening]) -> None:
-        began = self.world.tick()
-        self.happen(before)
-        read = self.world.tick()
-        self.happen(after)
-        self.wire += self.world.gits(began, read, self.world.tick())
+    @rule(chance=chances)
+    def poll_the_catalog(self, chance: Chance) -> None:
+        self.wire += self.world.read("catalog", chance)
 
     @rule(project=st.sampled_from(["web", "api"]))
     def drop_an_empty_project(self, project: str) -> None:
@@ -153,18 +145,15 @@ class Everything(RuleBasedStateMachine):
     # ── the wire ─────────────────────────────────────────────────────────────────────────────────
 
     @precondition(lambda self: self.wire)
-    @rule(
-        which=st.lists(st.integers(0, 30), min_size=1, max_size=4),
-        fate=st.sampled_from(["take", "take", "twice", "lose"]),
-    )
-    def deliver(self, which: list[int], fate: str) -> None:
-        """A batch, in any order; all of it is published as one delta per project."""
-        for index in which:
+    @rule(chance=chances, most=st.integers(1, 8))
+    def deliver(self, chance: Chance, most: int) -> None:
+        """A batch, in any order, with losses and doubles; all of it is published as one delta per project."""
+        for _ in range(most):
             if not self.wire:
                 break
-            index %= len(self.wire)
-            message = self.wire[index] if fate == "twice" else self.wire.pop(index)
-            if fate != "lose":
+            index = chance.randrange(min(len(self.wire), chance.choice([1, 3, 1000])))
+            message = self.wire[index] if chance.random() < 0.15 else self.wire.pop(index)
+            if chance.random() < 0.85:
                 self.court.take(message, self.wall)
         self._publish()
 
@@ -204,16 +193,15 @@ class Everything(RuleBasedStateMachine):
 
     # ── followers and clients ────────────────────────────────────────────────────────────────────
 
-    @rule(which=st.integers(0, 1), fates=st.lists(st.sampled_from(["take", "take", "twice", "lose"]), max_size=8))
-    def feed(self, which: int, fates: list[str]) -> None:
+    @rule(which=st.integers(0, 1), chance=chances, most=st.integers(1, 8))
+    def feed(self, which: int, chance: Chance, most: int) -> None:
+        """In order, with losses and doubles."""
         node = self.nodes[which]
-        for fate in fates:
-            if not node.feed:
-                break
-            message = node.feed.pop(0)
-            for _ in range({"take": 1, "twice": 2, "lose": 0}[fate]):
+        for message in node.feed[:most]:
+            for _ in range(chance.choice([0, 1, 1, 1, 1, 2])):
                 node.take(message)
                 self._look_at(which)
+        del node.feed[:most]
 
     @rule()
     def beat(self) -> None:
@@ -296,8 +284,6 @@ class Everything(RuleBasedStateMachine):
 
     @invariant()
     def status_follows_from_the_rest(self) -> None:
-        from pipeline.domain import status
-
         for entry in self.court.store.entries.values():
             assert entry.values["status"] == status.derive(entry.values)
 

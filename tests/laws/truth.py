@@ -7,9 +7,8 @@ of the register the look saw: so they can tell an older truth from a newer one.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from random import Random
 from typing import Any
-
-from hypothesis import strategies as st
 
 from pipeline.domain.model import Census, Ci, Git, Key, Life, Look, Pr, Session
 from pipeline.domain.order import Ruling
@@ -17,11 +16,22 @@ from pipeline.domain.store import Store, Tally
 from tests.laws.looks import look, stamp
 
 PROJECTS = ("web", "api")
-WORKSPACES = ("w1", "w2", "w3")
+WORKSPACES = ("w1", "w2", "w2", "w3")
 SESSIONS = ("session:s1", "session:s2", "session:s3")
 MAX_SESSIONS = 2
 
 Subject = tuple[str, int, str]  # workspace, incarnation, group
+
+
+class Chance(Random):
+    """Random choices that can be made again: it shows its seed."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__(seed)
+        self._seed = seed
+
+    def __repr__(self) -> str:
+        return f"Chance({self._seed})"
 
 
 @dataclass(frozen=True)
@@ -77,9 +87,17 @@ class Home:
 # What can happen: operation, workspace, a small number, whether its source tells of it, and whether with a revision.
 Happening = tuple[str, str, int, bool, bool]
 OPERATIONS = ("create", "rename", "git", "session", "git", "pr", "ci", "session", "archive", "vanish", "move")
-happenings = st.tuples(
-    st.sampled_from(OPERATIONS), st.sampled_from(WORKSPACES), st.integers(0, 5), st.booleans(), st.booleans()
-)
+
+
+def anything(chance: Chance, operations: tuple[str, ...] = OPERATIONS) -> Happening:
+    """Something that may happen; two in three are told of."""
+    return (
+        chance.choice(operations),
+        chance.choice(WORKSPACES),
+        chance.randrange(6),
+        chance.random() < 0.67,
+        chance.random() < 0.4,
+    )
 
 
 class World:
@@ -133,6 +151,11 @@ class World:
     def _change(self, home: Home, operation: str, number: int, now: int) -> list[str]:
         life = home.register("life")
         project, value = life.value
+        if operation in ("archive", "vanish"):
+            home.died = now
+            for name in SESSIONS:
+                if home.register(name).value is not None:
+                    home.register(name).set(now, None)
         if operation == "rename":
             life.set(now, (project, Life(name=f"n{number % 3}", phase="ready")))
         elif operation == "move":
@@ -140,10 +163,8 @@ class World:
             self.projects.add(project)
             life.set(now, (project, value))
         elif operation == "archive":
-            home.died = now
             life.set(now, (project, Life(name=value.name, phase="archived" if number else "archiving")))
         elif operation == "vanish":
-            home.died = now
             return []
         elif operation == "git":
             home.register("git").set(now, Git(files=number % 3))
@@ -212,6 +233,31 @@ class World:
         )
         dead = group == "life" and value.phase in ("archiving", "archived")
         return Sighting(seen, change, dead)
+
+    def live(self, chance: Chance, steps: int, operations: tuple[str, ...] = OPERATIONS) -> list[Sighting | Poll]:
+        """Let things happen and be read; returns every message that came of it, in the order of sending."""
+        sent: list[Sighting | Poll] = []
+        for _ in range(steps):
+            what = chance.choice(["happen", "happen", "happen", "git", "catalog"])
+            if what == "happen":
+                sent += self.happen(anything(chance, operations))
+            else:
+                sent += self.read(what, chance, operations)
+        return sent
+
+    def read(self, what: str, chance: Chance, operations: tuple[str, ...] = OPERATIONS) -> list[Sighting | Poll]:
+        """Read git or the catalog, while things happen before and after the instant of reading."""
+        sent: list[Sighting | Poll] = []
+        began = self.tick()
+        for _ in range(chance.randrange(3)):
+            sent += self.happen(anything(chance, operations))
+        read = self.tick()
+        for _ in range(chance.randrange(3)):
+            sent += self.happen(anything(chance, operations))
+        ended = self.tick()
+        if what == "git":
+            return [*sent, *self.gits(began, read, ended)]
+        return [*sent, self.poll(began, read, ended, revised=chance.random() < 0.4)]
 
     def poll(self, began: int, read: int, ended: int, revised: bool) -> Poll:
         """The catalog as it stood at `read`."""
@@ -326,3 +372,11 @@ class Court:
                 if group in ("pr", "ci") and true is not None:
                     true = true[1]
                 assert entry.values.get(group) == true, f"{name} {group}"
+
+
+def garbled(messages: list[Sighting | Poll], chance: Chance) -> list[Sighting | Poll]:
+    """Some lost, some doubled, and the order is another."""
+    sent = [message for message in messages for _ in range(chance.choice([0, 1, 1, 1, 2]))]
+    reach = chance.choice([1, 4, 1000])
+    places = sorted(range(len(sent)), key=lambda place: place + chance.uniform(0, reach))
+    return [sent[place] for place in places]

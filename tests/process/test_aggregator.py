@@ -164,6 +164,14 @@ def test_a_tap_shows_only_what_was_asked_for(settings: Settings, send: Callable[
         tap.communicate(timeout=15)
 
 
+def test_a_tap_on_a_deployment_that_has_ended_says_so_instead_of_waiting(settings: Settings) -> None:
+    with deployment.process("aggregator", settings):
+        deployment.until((settings.run_dir / "tap.sock").exists, 20, "the aggregator's sockets")
+    done = cli(settings, "tap")
+    assert done.returncode == 1
+    assert "treewire up" in done.stderr
+
+
 def test_a_file_that_is_no_recording_is_named_with_its_line(settings: Settings, tmp_path: Path) -> None:
     file = tmp_path / "notes.txt"
     file.write_text("not a recording\n")

@@ -482,8 +482,8 @@ def test_an_agent_that_holds_the_index_lock_does_not_stop_a_look(worktree: Path,
 def test_no_command_of_an_agent_fails_beside_looks_in_a_loop(worktree: Path, tmp_path: Path) -> None:
     script = (
         "import sys; from pathlib import Path\n"
-        "from pipeline.wire import decode_dispatcher; from workers.git import measure\n"
-        "for _ in range(25): measure(decode_dispatcher(bytes.fromhex(sys.argv[1])), Path(sys.argv[2]))\n"
+        "from pipeline.wire import decode_job; from workers.git import measure\n"
+        "for _ in range(25): measure(decode_job(bytes.fromhex(sys.argv[1])), Path(sys.argv[2]))\n"
     )
     looker = subprocess.Popen(
         [sys.executable, "-c", script, encode(job_for(worktree)).hex(), str(tmp_path / "cache")],
@@ -672,8 +672,8 @@ def test_a_worker_that_is_killed_leaves_no_git_behind(worktree: Path, tmp_path: 
     os.mkfifo(worktree / "dir/.gitignore")
     script = (
         "import sys; from pathlib import Path\n"
-        "from pipeline.wire import decode_dispatcher; from workers.git import measure\n"
-        "measure(decode_dispatcher(bytes.fromhex(sys.argv[1])), Path(sys.argv[2]))\n"
+        "from pipeline.wire import decode_job; from workers.git import measure\n"
+        "measure(decode_job(bytes.fromhex(sys.argv[1])), Path(sys.argv[2]))\n"
     )
     worker = subprocess.Popen(
         [sys.executable, "-c", script, encode(job_for(worktree, deadline_ms=60_000)).hex(), str(tmp_path / "cache")]

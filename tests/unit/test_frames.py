@@ -93,3 +93,11 @@ def test_a_text_frame_carries_any_size(size: int) -> None:
 def test_a_mark_says_complete_only_where_it_is_not() -> None:
     assert msgspec.json.decode(frames.encode(frames.Mark(1, "h"))) == {"version": 1, "hash": "h"}
     assert msgspec.json.decode(frames.encode(frames.Mark(1, "h", False)))["complete"] is False
+
+
+def test_a_close_frame_says_its_code_and_cuts_a_reason_between_characters() -> None:
+    frame = framing.close(4503, "é" * 100)
+    assert frame[0] == 0x88
+    assert frame[1] == len(frame) - 2 <= 125
+    assert int.from_bytes(frame[2:4]) == 4503
+    assert set(frame[4:].decode()) == {"é"}

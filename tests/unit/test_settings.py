@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from pipeline.runtime.place import OperatorError, fits_sockets, private_dir
-from pipeline.runtime.settings import Settings, SettingsError
+from pipeline.runtime.settings import DOORS, Settings, SettingsError
 
 CHECKOUT = Path(__file__).parents[2]
 
@@ -48,10 +48,10 @@ def test_each_layer_overrides_the_one_before(env: dict[str, str], tmp_path: Path
 
 
 def test_layers_are_merged_key_by_key(env: dict[str, str], tmp_path: Path) -> None:
-    put(tmp_path / "here/treewire.toml", '[gateway]\nhost = "::1"\n')
+    put(tmp_path / "here/treewire.toml", "[gateway]\nprocesses = 2\n")
     put(tmp_path / "home/treewire.toml", "[gateway]\nport = 9\n")
     gateway = Settings.load(tmp_path / "home", environ=env).gateway
-    assert (gateway.host, gateway.port) == ("::1", 9)
+    assert (gateway.processes, gateway.port) == (2, 9)
 
 
 @pytest.mark.parametrize(
@@ -141,3 +141,13 @@ def test_a_private_directory_is_never_somebody_elses(tmp_path: Path, monkeypatch
     monkeypatch.setattr("os.getuid", lambda: mine.stat().st_uid + 1)
     with pytest.raises(OperatorError, match="belongs to uid"):
         private_dir(mine)
+
+
+@pytest.mark.parametrize("key", sorted(DOORS))
+def test_a_file_in_a_checkout_cannot_open_a_door(key, tmp_path, monkeypatch):
+    section, _, name = key.partition(".")
+    value = '["evil.example"]' if name.startswith("allowed") else '"evil.example"'
+    (tmp_path / "treewire.toml").write_text(f"[{section}]\n{name} = {value}\n")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SettingsError, match="an agent may write to"):
+        Settings.load(tmp_path / "home", environ={})

@@ -525,6 +525,16 @@ def test_a_held_census_is_not_confirmed_by_another_database() -> None:
     assert s.census(census(90, 99), WALL).buried == ["w"]
 
 
+def test_a_database_put_in_anothers_place_never_deletes_in_mass_what_came_from_that_one() -> None:
+    s = store()
+    assert told(s, life(10, domain="db", revision=1)) == ["applied"]
+    for at in (30, 50, 70, 90):
+        tally = s.census(census(at, at + 1, domain="other"), WALL)
+        assert (tally.held, tally.buried) == (True, [])
+    assert s.census(census(110, 111), WALL).held is True
+    assert s.census(census(130, 131), WALL).buried == ["w"]
+
+
 def test_a_held_census_is_not_confirmed_by_its_own_double() -> None:
     s = started()
     assert s.census(census(30, 40), WALL).held is True
