@@ -33,10 +33,13 @@ class Figures(Collector):
         figures["looks"] = sum(writer.looks.values())
         figures["bad_frames"] = writer.bad + self._query.bad
         figures["drift"] = sum(writer.drift.values())
+        figures["censuses_held"] = writer.held
         surplus = writer.store.complete and size > SURPLUS * max(live, 1)
         self._process.state = "degraded" if surplus else "running"
         if surplus:
-            figures["reason"] = f"{size} entries, but only {live} live workspaces"
+            figures["reason"] = (
+                f"{size} entries, but only {live} live workspaces: if the database was meant to be replaced, restart"
+            )
         else:
             figures.pop("reason", None)
         self._log_drift()

@@ -43,6 +43,7 @@ class Writer:
         self.drift: dict[str, int] = {}
         self.censuses = 0
         self.held = 0
+        self._holds = False
         self.census_ns = 0
         self._feed, self._tap = feed, tap
         self._now_ns, self._wall_ms = now_ns, wall_ms
@@ -92,8 +93,9 @@ class Writer:
         self.held += tally.held
         if self.store.complete:
             self.census_ns = census.stamp.ended
-        if tally.held:
+        if tally.held and not self._holds:
             self._feed.publish(wire.RELOOK_TOPIC, CENSUS_AGAIN)
+        self._holds = tally.held
         if self._tap.watched:
             told = wire.Counted(
                 census.source, census.domain, len(census.looks), tally.drift, tally.buried, tally.held, wall_ms

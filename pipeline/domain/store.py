@@ -185,13 +185,11 @@ class Store:
             if look.key != (None if pr is None else pr.key):
                 return WRONG_KEY
         current = entry.looks.get(group)
-        if kind == "session" and value is not None and group not in entry.values:
+        if kind == "session" and group not in entry.values:
             if current is None and look.stamp.began <= entry.session_fence:
                 return ENDED
-            if look.domain and self._census is not None and _before(look.stamp, self._census):
-                return SESSION_NOT_SEEN
-            if self._is_crowded(entry):
-                return TOO_MANY
+            if value is not None and (refused := self._refuse_session(entry, look)) is not None:
+                return refused
         ruling = order.weigh(current, look)
         if ruling.verdict == "applied":
             return self._apply(entry, current, look, ruling, wall_ms)
@@ -249,8 +247,13 @@ class Store:
         """A census that began after this look had ended did not find the workspace."""
         return self._census is not None and look.workspace not in self._seen and _before(look.stamp, self._census)
 
-    def _is_crowded(self, entry: Entry) -> bool:
-        return sum(name.startswith(SESSION_PREFIX) for name in entry.values) >= self.limits.max_sessions
+    def _refuse_session(self, entry: Entry, look: Look) -> Ruling | None:
+        """Why this look may not make a session known."""
+        if look.domain and self._census is not None and _before(look.stamp, self._census):
+            return SESSION_NOT_SEEN
+        if sum(name.startswith(SESSION_PREFIX) for name in entry.values) >= self.limits.max_sessions:
+            return TOO_MANY
+        return None
 
     def _apply(self, entry: Entry, current: Look | None, look: Look, ruling: Ruling, wall_ms: int) -> Ruling:
         value, group = look.value, look.group

@@ -28,6 +28,7 @@ from tests import gitkit
 def settings(monkeypatch: pytest.MonkeyPatch) -> Iterator[Settings]:
     monkeypatch.setenv("TREEWIRE_RECONCILER__POLL_MS", "50")
     monkeypatch.setenv("TREEWIRE_RECONCILER__MIN_GAP_MS", "200")
+    monkeypatch.setenv("TREEWIRE_RECONCILER__EVERY_S", "1")
     with deployment.home() as settings:
         yield settings
 
@@ -82,6 +83,10 @@ def beat(settings: Settings, name: str) -> Beat:
 
 def degraded(settings: Settings) -> bool:
     return beat(settings, "reconciler").state == "degraded"
+
+
+def censuses(settings: Settings) -> int:
+    return int(beat(settings, "reconciler").figures.get("censuses", 0))
 
 
 EVERYBODY = {f"w{n}" for n in range(7)}
@@ -176,8 +181,8 @@ async def test_another_database_in_its_place_deletes_nothing_in_mass(
             (settings.home / name).unlink(missing_ok=True)
         os.replace(tmp_path / "fresh.db", settings.home / "treewire.db")
         await until(lambda: "stranger" in shown(follower))
-        taken = int(beat(settings, "reconciler").figures["censuses"])
-        await until(lambda: int(beat(settings, "reconciler").figures["censuses"]) >= taken + 3)
+        taken = censuses(settings)
+        await until(lambda: censuses(settings) >= taken + 3, 30)
         assert set(shown(follower)) == EVERYBODY | {"stranger"}
         await until(lambda: beat(settings, "aggregator").state == "degraded")
 
@@ -195,7 +200,7 @@ async def test_it_ends_well_on_term_and_writes_nothing_into_the_catalog(settings
     with catalog.database.read() as tx:
         before = tx.exec_driver_sql("SELECT id, revision FROM workspace ORDER BY id").all()
     with deployment.process("aggregator", settings), deployment.process("reconciler", settings) as running:
-        await until(lambda: int(beat(settings, "reconciler").figures.get("censuses", 0)) >= 1)
+        await until(lambda: censuses(settings) >= 1)
         running.terminate()
         assert await asyncio.to_thread(running.wait, 10) == 0
     with catalog.database.read() as tx:
