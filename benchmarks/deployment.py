@@ -16,6 +16,7 @@ from pathlib import Path
 
 import psutil
 
+from pipeline.cli.deployment import holder
 from pipeline.runtime.settings import Settings
 
 
@@ -70,20 +71,11 @@ def deployment(settings: Settings, *projects: Path, **environment: str) -> Itera
 
 def members(settings: Settings) -> list[psutil.Process]:
     """Every process of a running deployment: supervisord and all below it."""
-    for candidate in psutil.process_iter(["cmdline"]):
-        line = candidate.info["cmdline"] or []
-        if "supervisord" in " ".join(line[:3]) and any(
-            str(settings.home) in value for value in _environment(candidate)
-        ):
-            return [candidate, *candidate.children(recursive=True)]
-    return []
-
-
-def _environment(process: psutil.Process) -> list[str]:
-    try:
-        return [process.environ().get("TREEWIRE_HOME", "")]
-    except psutil.Error:
-        return []
+    pid = holder(settings.run_dir)
+    if pid is None:
+        raise RuntimeError(f"nothing runs for {settings.home}")
+    supervisord = psutil.Process(pid)
+    return [supervisord, *supervisord.children(recursive=True)]
 
 
 def get(url: str, token: str) -> bytes:

@@ -80,6 +80,7 @@ class Hub:
     def close(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
+        self._backlog.clear()
         self.follower.close()
         self.ingress.close()
 

@@ -70,7 +70,8 @@ class Worker:
     async def _say_ready(self) -> None:
         ready = wire.Ready(self._process.name, os.getpid())
         while True:
-            await asyncio.sleep(READY_S if self._client.send(ready) else AGAIN_S)
+            sent = self._client.send(ready)
+            await asyncio.sleep(READY_S if sent else AGAIN_S)
 
     def _take(self, jobs: list[wire.Job]) -> None:
         for job in jobs:

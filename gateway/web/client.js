@@ -3,6 +3,7 @@
 const RECONNECT_MIN_MS = 250;
 const RECONNECT_MAX_MS = 15_000;
 const SILENCE_MS = 25_000;
+const SILENT_BEATS = 2.5;
 const RESYNCS_PER_MINUTE = 3;
 
 /** Apply a JSON Merge Patch (RFC 7396); neither argument is changed. What is untouched keeps its identity. */
@@ -74,6 +75,7 @@ export class Treewire {
     this.subscriptions = new Map();
     this.next = 1;
     this.attempt = 0;
+    this.heartbeatMs = 0;
     this.socket = null;
     this.stopped = false;
     this.timers = { silence: 0, reconnect: 0 };
@@ -146,7 +148,7 @@ export class Treewire {
       socket.onclose = null;
       socket.close();
       this.closed(1006, "nothing was heard");
-    }, SILENCE_MS);
+    }, Math.max(SILENCE_MS, SILENT_BEATS * this.heartbeatMs));
   }
 
   send(message) {
@@ -168,6 +170,7 @@ export class Treewire {
     if (message.type === "welcome") {
       this.greeted = true;
       this.attempt = 0;
+      this.heartbeatMs = message.heartbeat_ms ?? 0;
       this.on.connection?.("open", "");
       this.listen();
       for (const one of this.subscriptions.values()) this.ask(one);

@@ -13,9 +13,9 @@ from typing import Final
 
 from watchfiles import Change, awatch
 
-STEP_MS: Final = 50
+STEP_MS: Final = 250  # worktrees come and go at the pace of people; polling the queue more often costs CPU for ever
 DEBOUNCE_MS: Final = 400
-TIMEOUT_MS: Final = 500
+TIMEOUT_MS: Final = 2000
 RETRY_S: Final = 1.0
 
 
