@@ -12,6 +12,8 @@ const WORDS = {
   checking_pr: "checking PR", waiting_for_ci: "waiting for CI", ci_failed: "CI failed", fixing_ci_failures: "fixing CI failures",
   pr_closed: "PR closed", no_session_started: "no session yet",
 };
+if (location.hash.startsWith("#token=")) history.replaceState(null, "", "/"); // signed in already: do not keep it in view
+
 const board = document.getElementById("board");
 const connection = document.getElementById("connection");
 const health = document.getElementById("health");

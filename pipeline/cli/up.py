@@ -235,6 +235,7 @@ def _tell_when_ready(settings: Settings, alive: Callable[[], bool], how_to_stop:
         ready, why = readiness(settings)
         if ready:
             click.echo(f"Ready: {deployment.url(settings)}  ({how_to_stop})")
+            click.echo(f"Sign in: {_way_in(settings)}")
             return 0
         if why != told and sys.stdout.isatty():
             click.echo(f"Waiting: {why}")
@@ -248,6 +249,14 @@ def _tell_when_ready(settings: Settings, alive: Callable[[], bool], how_to_stop:
             click.echo(f"  {line}", err=True)
     click.echo(f"It goes on trying; `treewire status` shows how. {how_to_stop}", err=True)
     return 1
+
+
+def _way_in(settings: Settings) -> str:
+    """For a person at a terminal a link that signs the browser in; a log must not hold the token."""
+    if not sys.stdout.isatty():
+        return f"with the token in {settings.token_path}"
+    # A fragment stays in the browser: it is in no request and in no server's log.
+    return f"{deployment.url(settings)}#token={settings.token_path.read_text().strip()}"
 
 
 def readiness(settings: Settings) -> tuple[bool, str]:

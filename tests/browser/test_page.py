@@ -251,6 +251,14 @@ def test_without_a_token_there_is_a_sign_in_and_a_pasted_one_opens_the_board(
     assert site.token not in cookie["value"]
 
 
+def test_a_link_with_the_token_signs_in_a_page_that_is_open_already(site: Site, context: BrowserContext) -> None:
+    page = context.new_page()
+    page.goto(site.url)
+    page.goto(f"{site.url}#token={site.token}")  # only the fragment changes: the page is not loaded anew
+    expect(page.locator("#connection")).to_have_text("live")
+    assert "#" not in page.url
+
+
 def test_another_site_can_neither_embed_the_page_nor_open_its_stream(site: Site, context: BrowserContext) -> None:
     opened(site, context)
     other = context.new_page()

@@ -55,6 +55,11 @@ class Node:
     feed: list[Delta | Heartbeat] = field(default_factory=list)
     answers: list[Delta | Image] = field(default_factory=list)
     wants: dict[str, tuple[str, int]] = field(default_factory=dict)
+    spoilt: dict[str, Ledger] = field(default_factory=dict)
+
+    def is_spoilt(self, project: str) -> bool:
+        replica = self.replicas.get(project)
+        return replica is not None and project in self.spoilt and self.spoilt[project] is replica.ledger
 
     def take(self, message: Delta | Heartbeat) -> None:
         if isinstance(message, Delta):
@@ -66,8 +71,10 @@ class Node:
         for project, (version, hash_, complete) in message.heads.items():
             replica = self.replicas.setdefault(project, Replica())
             checked = replica.check(message.epoch, version, hash_, complete)
-            assert checked != "hash", f"the copy of {project} is wrong at version {version}"
-            if checked != "same":
+            if checked == "hash":
+                assert self.is_spoilt(project), f"the copy of {project} is wrong at version {version}"
+                self.wants[project] = ("", -1)
+            elif checked != "same":
                 self.wants[project] = (message.epoch, replica.version(message.epoch))
         if message.counted:
             for project in [name for name in self.replicas if name not in message.heads]:
@@ -131,10 +138,8 @@ class Everything(RuleBasedStateMachine):
     @rule(chance=chances, steps=st.integers(1, 4))
     def happen(self, chance: Chance, steps: int) -> None:
         self.wire += self.world.live(chance, steps)
-
-    @rule(chance=chances)
-    def poll_the_catalog(self, chance: Chance) -> None:
-        self.wire += self.world.read("catalog", chance)
+        if chance.random() < 0.5:
+            self.wire += self.world.read("catalog", chance)
 
     @rule(project=st.sampled_from(["web", "api"]))
     def drop_an_empty_project(self, project: str) -> None:
@@ -155,21 +160,23 @@ class Everything(RuleBasedStateMachine):
             message = self.wire[index] if chance.random() < 0.15 else self.wire.pop(index)
             if chance.random() < 0.85:
                 self.court.take(message, self.wall)
+        assert self.court.store.sweep() == [], "a census left somebody behind"
         self._publish()
+        if chance.random() < 0.5:
+            self._beat()
 
     @rule(step=st.integers(-3_600_000, 3_600_000))
     def step_the_wall_clock(self, step: int) -> None:
         self.wall += step
 
-    @rule()
-    def sweep(self) -> None:
-        assert self.court.store.sweep() == [], "a census left somebody behind"
-
-    @rule()
-    def crash_the_store(self) -> None:
-        self._start()
-        for node in self.nodes:
-            node.answers.clear()
+    @rule(who=st.sampled_from(["store", 0, 1]))
+    def crash(self, who: str | int) -> None:
+        if isinstance(who, int):
+            self.nodes[who] = Node()
+        else:
+            self._start()
+            for node in self.nodes:
+                node.answers.clear()
 
     def _publish(self) -> None:
         store = self.court.store
@@ -193,18 +200,22 @@ class Everything(RuleBasedStateMachine):
 
     # ── followers and clients ────────────────────────────────────────────────────────────────────
 
-    @rule(which=st.integers(0, 1), chance=chances, most=st.integers(1, 8))
-    def feed(self, which: int, chance: Chance, most: int) -> None:
-        """In order, with losses and doubles."""
+    @rule(which=st.integers(0, 1), chance=chances)
+    def follow(self, which: int, chance: Chance) -> None:
+        """The feed comes in order, with losses and doubles; answers come when they come."""
         node = self.nodes[which]
+        most = chance.randint(1, 6)
         for message in node.feed[:most]:
             for _ in range(chance.choice([0, 1, 1, 1, 1, 2])):
                 node.take(message)
                 self._look_at(which)
         del node.feed[:most]
+        self._ask(which)
+        while node.answers and chance.random() < 0.7:
+            node.take_answer(node.answers.pop(chance.randrange(len(node.answers))))
+            self._look_at(which)
 
-    @rule()
-    def beat(self) -> None:
+    def _beat(self) -> None:
         heartbeat = self._heartbeat()
         for node in self.nodes:
             node.feed.append(heartbeat)
@@ -216,8 +227,7 @@ class Everything(RuleBasedStateMachine):
         }
         return Heartbeat(self.epoch, heads, store.complete)
 
-    @rule(which=st.integers(0, 1))
-    def ask(self, which: int) -> None:
+    def _ask(self, which: int) -> None:
         node = self.nodes[which]
         for project, (epoch, version) in node.wants.items():
             ledger = self.court.store.projects.get(project)
@@ -234,23 +244,24 @@ class Everything(RuleBasedStateMachine):
                 node.answers.append(image)
         node.wants.clear()
 
-    @precondition(lambda self: any(node.answers for node in self.nodes))
-    @rule(which=st.integers(0, 1), index=st.integers(0, 5))
-    def answer(self, which: int, index: int) -> None:
+    @rule(which=st.integers(0, 1), chance=chances)
+    def spoil_a_copy(self, which: int, chance: Chance) -> None:
+        """A fault that no rule foresees: only the hash can tell."""
         node = self.nodes[which]
-        if node.answers:
-            node.take_answer(node.answers.pop(index % len(node.answers)))
-            self._look_at(which)
-
-    @rule(which=st.integers(0, 1))
-    def crash_a_follower(self, which: int) -> None:
-        self.nodes[which] = Node()
+        copies = [(name, one.ledger) for name, one in node.replicas.items() if one.ledger is not None]
+        if copies:
+            project, ledger = chance.choice(copies)
+            if ledger.entries:
+                workspace = chance.choice(list(ledger.entries))
+                ledger.entries[workspace].group("git").values["files"] = 99
+                ledger._dirty.add(workspace)
+                node.spoilt[project] = ledger
 
     @rule(client=st.integers(0, 2), which=st.integers(0, 1))
     def connect(self, client: int, which: int) -> None:
         """A client comes with its cursor to either follower."""
         replica = self.nodes[which].replicas.get(self.clients[client].project)
-        if replica is not None:
+        if replica is not None and not self.nodes[which].is_spoilt(self.clients[client].project):
             self.clients[client].sync(replica)
 
     # ── what must hold ───────────────────────────────────────────────────────────────────────────
@@ -261,14 +272,17 @@ class Everything(RuleBasedStateMachine):
                 continue
             now = replica.ledger.version
             before, epoch, version = self.shown.get((which, project), (None, "", 0))
-            if before is replica:
-                if epoch != replica.epoch:
-                    assert replica.complete, "a new epoch is shown before it is complete"
-                else:
-                    assert now >= version, "the copy went back"
+            was_spoilt = project in self.nodes[which].spoilt
+            if before is not replica or epoch != replica.epoch:
+                assert replica.complete, "an epoch is shown before it is complete"
+            elif not was_spoilt:
+                assert now >= version, "the copy went back"
+            self.shown[which, project] = (replica, replica.epoch, now)
+            if self.nodes[which].is_spoilt(project):
+                continue
+            self.nodes[which].spoilt.pop(project, None)
             expected = self.hashes.get((replica.epoch, project, now))
             assert expected is None or expected == replica.ledger.hash(), f"{project} differs at version {now}"
-            self.shown[which, project] = (replica, replica.epoch, now)
 
     @invariant()
     def nothing_grows(self) -> None:
@@ -295,9 +309,9 @@ class Everything(RuleBasedStateMachine):
             node.feed.clear()
             node.answers.clear()
             node.wants.clear()
-            for _ in range(2):
+            for _ in range(3):
                 node.take(self._heartbeat())
-                self.ask(which)
+                self._ask(which)
                 while node.answers:
                     node.take_answer(node.answers.pop(0))
                 self._look_at(which)
