@@ -14,7 +14,7 @@ The aggregator's store and every follower hold the same thing, a `Ledger`:
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
@@ -25,6 +25,7 @@ from pipeline.domain.model import SESSION_PREFIX
 
 GONE_CAP: Final = 1024
 EMPTY_GROUPS_CAP: Final = 32
+STEPS_CAP: Final = 64
 
 Fields = dict[str, tuple[Any, int]]
 
@@ -115,7 +116,7 @@ def _flat(entry_patch: Mapping[str, Any]) -> Iterable[tuple[str, Mapping[str, An
 
 
 class Ledger:
-    __slots__ = ("_dirty", "_raw", "_shares", "_total", "entries", "floor", "gone", "version")
+    __slots__ = ("_dirty", "_raw", "_shares", "_steps", "_total", "entries", "floor", "gone", "version")
 
     def __init__(self, version: int = 0) -> None:
         """An empty project. A `version` above 0 continues the numbers of one that was removed."""
@@ -126,6 +127,7 @@ class Ledger:
         self._dirty: set[str] = set()
         self._raw: dict[str, bytes] = {}
         self._shares: dict[str, int] = {}
+        self._steps: deque[tuple[int, int]] = deque()
         self._total = 0
 
     # ── changing ─────────────────────────────────────────────────────────────────────────────────
@@ -146,25 +148,24 @@ class Ledger:
     def apply(self, patch: Mapping[str, Any], to: int) -> None:
         """Take over what changed elsewhere up to version `to`.
 
-        What came and went within that step was never seen here, and what it held is not known: so cursors
-        from within the step find no answer.
+        What a group or workspace held when it left is not known if it changed within the same step: so for
+        cursors from within such a step there is no answer.
         """
-        unseen = False
+        leaves = False
         for workspace, entry_patch in patch.items():
-            entry = self.entries.get(workspace)
             if entry_patch is None:
-                if entry is None:
-                    unseen = True
-                else:
+                leaves = True
+                if workspace in self.entries:
                     self._remove(workspace, to)
             else:
-                former = entry.groups if entry is not None else self.gone.get(workspace, (0, {}))[1]
                 flat = list(_flat(entry_patch))
-                unseen = unseen or any(fields is None and name not in former for name, fields in flat)
+                leaves = leaves or any(fields is None for _, fields in flat)
                 self._write(workspace, flat, to)
+        if leaves and to > self.version + 1:
+            self._steps.append((self.version, to))
+            if len(self._steps) > STEPS_CAP:
+                self.floor = max(self.floor, self._steps.popleft()[1])
         self.version = to
-        if unseen:
-            self.floor = to
 
     def _write(self, workspace: str, changes: Iterable[tuple[str, Mapping[str, Any] | None]], version: int) -> None:
         entry = self.entries.get(workspace)
@@ -210,8 +211,8 @@ class Ledger:
     # ── reading ──────────────────────────────────────────────────────────────────────────────────
 
     def since(self, version: int) -> dict[str, Any] | None:
-        """The patch from `version` to now; ``None`` below the floor or ahead of the present."""
-        if version < self.floor or version > self.version:
+        """The patch from `version` to now; ``None`` if it is below the floor, ahead of the present or within a step."""
+        if version < self.floor or version > self.version or self._is_within_a_step(version):
             return None
         patch: dict[str, Any] = {}
         for workspace, entry in reversed(self.entries.items()):
@@ -223,6 +224,14 @@ class Ledger:
                 break
             patch[workspace] = None
         return patch
+
+    def _is_within_a_step(self, version: int) -> bool:
+        for began, ended in reversed(self._steps):
+            if ended <= version:
+                break
+            if began < version:
+                return True
+        return False
 
     def state(self) -> dict[str, Any]:
         """All entries in their public form."""

@@ -258,14 +258,14 @@ MUTANTS: Final = (
     Mutant(
         "delta below the floor",
         "versioned",
-        "if version < self.floor or version > self.version:",
-        "if version > self.version:",
+        "if version < self.floor or version > self.version or self",
+        "if version > self.version or self",
     ),
     Mutant(
         "delta for a cursor ahead",
         "versioned",
-        "if version < self.floor or version > self.version:",
-        "if version < self.floor:",
+        "if version < self.floor or version > self.version or self",
+        "if version < self.floor or self",
     ),
     Mutant("forgotten removal leaves the floor", "versioned", "self.floor = max(self.floor, left_at)", "pass"),
     Mutant(
@@ -278,7 +278,15 @@ MUTANTS: Final = (
     Mutant("removed workspaces kept for ever", "versioned", "while len(self.gone) > GONE_CAP:", "while False:"),
     Mutant("emptied groups kept for ever", "versioned", "        if emptied:", "        if False:"),
     Mutant("former groups of the revived kept for ever", "versioned", "emptied = entry is None", "emptied = False"),
-    Mutant("follower answers from within a step", "versioned", "        if unseen:", "        if False:"),
+    Mutant(
+        "follower answers from within a step", "versioned", "            if began < version:", "            if False:"
+    ),
+    Mutant(
+        "forgotten step leaves the floor",
+        "versioned",
+        "self.floor = max(self.floor, self._steps.popleft()[1])",
+        "self._steps.popleft()",
+    ),
     Mutant(
         "image without what left",
         "versioned",

@@ -135,23 +135,29 @@ def test_groups_of_former_lives_are_bounded_too(monkeypatch: pytest.MonkeyPatch)
     assert len(ledger.gone["w"][1]) <= 3
 
 
-def test_a_step_in_which_something_unseen_came_and_went_leaves_no_cursor_within_it() -> None:
+def test_a_step_in_which_something_left_has_no_answer_for_cursors_within_it() -> None:
     follower = Ledger.load(3, 0, {}, {})
     follower.apply({"w": None}, 8)
-    assert follower.since(5) is None
-    assert follower.since(8) == {}
     follower.apply({"v": {"pr": None, "git": {"files": 1}}}, 12)
-    assert follower.since(10) is None
+    assert {version for version in range(13) if follower.since(version) is not None} == {0, 1, 2, 3, 8, 12}
 
 
-def test_a_delta_with_nothing_unseen_leaves_every_cursor() -> None:
+def test_a_step_of_one_version_or_without_a_departure_leaves_every_cursor() -> None:
     follower = Ledger()
-    follower.apply({"w": {"git": {"files": 1}, "sessions": {"s": {"state": "idle"}}}}, 2)
-    follower.apply({"w": {"git": None, "sessions": {"s": None}}}, 4)
+    follower.apply({"w": {"git": {"files": 1}, "sessions": {"s": {"state": "idle"}}}}, 4)
+    follower.apply({"w": {"git": None, "sessions": {"s": None}}}, 5)
     follower.apply({"w": None}, 6)
-    follower.apply({"w": {"git": None, "run": {"port": 1}}}, 8)
+    follower.apply({"w": {"run": {"port": 1, "state": None}}}, 9)
+    assert all(follower.since(version) is not None for version in range(10))
+
+
+def test_steps_are_remembered_only_so_far_and_then_raise_the_floor(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(versioned, "STEPS_CAP", 1)
+    follower = Ledger()
+    follower.apply({"w": None}, 5)
     assert follower.floor == 0
-    assert follower.since(1) is not None
+    follower.apply({"w": None}, 10)
+    assert follower.floor == 5
 
 
 def test_an_entry_whose_last_change_left_no_trace_does_not_hide_others_once_loaded() -> None:
