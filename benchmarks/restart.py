@@ -9,14 +9,17 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 from benchmarks import figures, sockets
 from benchmarks.deployment import deployment, get, home, until, worktrees
+from pipeline.domain import patch
 from pipeline.runtime.beat import read_beats
 
 WORKTREES = 50
@@ -34,27 +37,44 @@ def _snapshot(url: str, token: str, project: str) -> dict[str, object]:
     return answer
 
 
+def _follow_until_synced(end: socket.socket, epoch: str, seconds: float) -> bool:
+    """Merge what comes until a heartbeat of another epoch than `epoch` names the hash of what is held, all of it
+    with git counts."""
+    state: dict[str, Any] = {}
+    held = ("", -1)
+    for frame in sockets.frames(end, seconds):
+        if frame["type"] == "snapshot":
+            state, held = frame["workspaces"], (frame["epoch"], frame["version"])
+        elif frame["type"] == "delta":
+            state, held = patch.merge(state, frame["patch"]), (frame["epoch"], frame["to"])
+        elif frame["type"] == "heartbeat" and held[0] != epoch and len(state) > WORKTREES:
+            mark = frame["subscriptions"].get("1")
+            if (
+                mark is not None
+                and mark["version"] == held[1]
+                and mark["hash"] == patch.state_hash(state)
+                and all("git" in entry for entry in state.values())
+            ):
+                return True
+    return False
+
+
 def _synced_after(url: str, token: str, project: str, pid: int) -> float:
-    """A client's view: kill, then wait for the first frame of the new epoch that holds all worktrees."""
-    before = _snapshot(url, token, project)["epoch"]
+    """A client's view of a killed aggregator: its state proves itself in the new epoch."""
+    before = str(_snapshot(url, token, project)["epoch"])
     end = sockets.connect(url, token, project)
     began = time.perf_counter()
     os.kill(pid, signal.SIGKILL)
     try:
-        for frame in sockets.frames(end, 30):
-            if (
-                frame["type"] == "snapshot"
-                and frame["epoch"] != before
-                and frame["complete"]
-                and len(frame["workspaces"]) > WORKTREES
-            ):
-                return time.perf_counter() - began
+        if not _follow_until_synced(end, before, 30):
+            raise TimeoutError("not synced with the new epoch within 30 s")
     finally:
         end.close()
-    raise TimeoutError("no complete snapshot of a new epoch within 30 s")
+    return time.perf_counter() - began
 
 
 def _gateway_back_after(url: str, token: str, project: str, pid: int) -> float:
+    """A client's view of a killed gateway: it connects again and its state proves itself."""
     began = time.perf_counter()
     os.kill(pid, signal.SIGKILL)
 
@@ -64,16 +84,13 @@ def _gateway_back_after(url: str, token: str, project: str, pid: int) -> float:
         except (OSError, RuntimeError):
             return False
         try:
-            return any(
-                frame["type"] == "snapshot" and len(frame["workspaces"]) > WORKTREES
-                for frame in sockets.frames(end, 1.0)
-            )
+            return _follow_until_synced(end, "", 2.0)
         except (OSError, RuntimeError):
             return False
         finally:
             end.close()
 
-    until(synced, 30, "a snapshot from the new gateway")
+    until(synced, 30, "a proven state from the new gateway")
     return time.perf_counter() - began
 
 
@@ -82,7 +99,7 @@ def main() -> None:
     parent = Path(tempfile.mkdtemp(prefix="tw-repo-"))
     try:
         repository = worktrees(parent, WORKTREES, 10)
-        with home() as settings, deployment(settings, repository) as url:
+        with home() as settings, deployment(settings, repository, TREEWIRE_GATEWAY__HEARTBEAT_MS="100") as url:
             token = settings.token_path.read_text().strip()
             until(
                 lambda: len(_snapshot(url, token, "project")["workspaces"]) > WORKTREES,  # type: ignore[arg-type]

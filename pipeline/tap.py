@@ -65,7 +65,7 @@ class Filter(Struct, frozen=True):
                     self._kind("job")
                     and self.group in ("", "git")
                     and (not self.workspace or message.workspace == self.workspace)
-                    and not self.project
+                    and (not self.project or message.project == self.project)
                 )
             case _:
                 return False  # heartbeats are recorded, not shown

@@ -218,6 +218,7 @@ class JobEvent(Struct, frozen=True, omit_defaults=True, tag="job_event"):
     workspace: str
     why: str
     wall_ms: int
+    project: str = ""
     worker: str = ""
     took_ms: int = 0
 

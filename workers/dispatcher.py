@@ -65,6 +65,7 @@ class Dispatcher:
         self._pidfds: dict[bytes, int] = {}
         self._reread = asyncio.Event()
         self._catalog_why = "not read yet"
+        self._projects: dict[str, str] = {}
         self._skipped: dict[str, str] = {}
         self._complaints: dict[str, str] = {}  # what was logged already
         self._started = 0
@@ -130,6 +131,7 @@ class Dispatcher:
         fit = [target for target in targets if target.workspace not in self._skipped]
         await self._git_watch.follow(fit)
         self._trees.follow(fit)
+        self._projects = {target.workspace: target.project for target in fit}
         known = {target.workspace: target.incarnation for target in fit}
         for looks in (self._last, self._unsent):
             for workspace in [name for name, look in looks.items() if known.get(name) != look.incarnation]:
@@ -243,7 +245,9 @@ class Dispatcher:
             elif event in ("done", "dropped"):
                 self._complaints.pop(workspace, None)
             if self._tap.watched:
-                self._tap.publish(TOPIC, wire.JobEvent(event, workspace, why, wall_ms(), worker, took_ms))
+                project = self._projects.get(workspace, "")
+                told_of = wire.JobEvent(event, workspace, why, wall_ms(), project, worker, took_ms)
+                self._tap.publish(TOPIC, told_of)
 
     def _workers_say(self, messages: list[tuple[bytes, wire.WorkerSays]]) -> None:
         now = now_ns()

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import click
 import msgspec
 
 from pipeline.runtime.beat import Beat, read_beats
@@ -124,3 +125,13 @@ def url(settings: Settings) -> str:
         return settings.url_path.read_text().strip()
     except OSError:
         return ""
+
+
+class NotRunning(click.ClickException):
+    """There is nobody to ask."""
+
+    exit_code = 3
+
+
+def not_running(settings: Settings) -> NotRunning:
+    return NotRunning(f"nothing runs for {settings.home}: start it with `treewire up`")

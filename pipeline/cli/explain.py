@@ -11,6 +11,8 @@ import click
 import msgspec
 
 from pipeline import bus, wire
+from pipeline.cli.deployment import not_running
+from pipeline.runtime.beat import read_beats
 from pipeline.runtime.clock import CLOCK, now_ns
 from pipeline.runtime.settings import Settings
 
@@ -52,18 +54,24 @@ def explain(settings: Settings, workspace: str, group: str, as_json: bool) -> No
     session:<id>; without one, all are told.
     """
     found = _resolve(settings, workspace)
+    if not any(beat.name == "aggregator" and beat.alive() for beat in read_beats(settings.run_dir)):
+        raise not_running(settings)
     try:
-        explained = asyncio.run(ask(settings.run_dir, found, group))
+        explained = asyncio.run(ask(settings.run_dir, found, ""))
     except TimeoutError as error:
         raise click.ClickException(
             f"the aggregator of {settings.home} does not answer: look at `treewire status`"
         ) from error
     if explained is None:
         raise click.ClickException(
-            f"nothing is known of workspace {workspace!r}: `treewire workspace list` tells the ids there are"
+            f"nothing is known of workspace {workspace!r}: `treewire workspace list --archived` tells the ids there are"
         )
+    if group == "status":
+        raise click.ClickException("status is never looked at: it follows from life, pr, ci, ratchet and the sessions")
     if group and group not in explained.rulings:
         raise click.ClickException(f"no look at {group!r} yet; there are looks at: {', '.join(explained.rulings)}")
+    if group:
+        explained = msgspec.structs.replace(explained, rulings={group: explained.rulings[group]})
     if as_json:
         click.echo(msgspec.json.encode(explained).decode())
         return
@@ -82,7 +90,7 @@ def _resolve(settings: Settings, workspace: str) -> str:
 
     catalog = catalogs.open(settings)
     try:
-        known = catalog.workspaces()
+        known = catalog.workspaces(archived=True)
         if any(row.id == workspace for row in known):
             return workspace
         named = [row.id for row in known if row.name == workspace]

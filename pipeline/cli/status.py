@@ -115,7 +115,10 @@ def _print(settings: Settings, report: dict[str, Any]) -> None:
     click.echo(f"{report['rss'] / 2**20:.0f} MB in all; {report['health']}; {report['url'] or 'no URL yet'}")
     for row in report["processes"]:
         if figures := row.get("figures"):
-            click.echo(f"{row['name']}: " + " ".join(f"{key}={_figure(value)}" for key, value in figures.items()))
+            click.echo(
+                f"{row['name']}: "
+                + " ".join(f"{key}={_figure(value)}" for key, value in figures.items() if value != "")
+            )
     for row in report["processes"]:
         if row.get("said"):
             click.echo(f"{row['name']}: {row['said']}; see {settings.log_dir / row['name']}.log")

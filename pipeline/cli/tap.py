@@ -16,6 +16,7 @@ import click
 import msgspec
 
 from pipeline import wire
+from pipeline.cli.deployment import not_running
 from pipeline.runtime.beat import read_beats
 from pipeline.runtime.settings import Settings
 from pipeline.tap import Filter, Line, RecordingError, Replay, read, record, watch
@@ -27,7 +28,13 @@ KINDS = ("look", "verdict", "delta", "job")
 @click.option("--project", default="", help="Only this project (its id).")
 @click.option("--workspace", default="", help="Only this workspace (its id).")
 @click.option("--group", default="", help="Only this group: life, git, pr, …, session:<id>.")
-@click.option("--kind", "kinds", multiple=True, type=click.Choice(KINDS), help="Only this kind; may be repeated.")
+@click.option(
+    "--kind",
+    "kinds",
+    multiple=True,
+    type=click.Choice(KINDS),
+    help="Only this kind; may be repeated. A look is shown with its verdict, whichever of the two is asked for.",
+)
 @click.option("--json", "as_json", is_flag=True, help="One JSON object per line.")
 @click.option(
     "--record", "recording", type=click.Path(dir_okay=False, path_type=Path), help="Also write everything to FILE."
@@ -48,7 +55,7 @@ def tap(
     tap that does not keep up misses messages, and nobody waits for it.
     """
     if not any(beat.name == "aggregator" and beat.alive() for beat in read_beats(settings.run_dir)):
-        raise click.ClickException(f"no aggregator runs for {settings.home}: start it with `treewire up`")
+        raise not_running(settings)
     wanted = Filter(project, workspace, group, frozenset(kinds))
     render = _json if as_json else _text
 
@@ -56,6 +63,7 @@ def tap(
         if not isinstance(message, wire.Image) and wanted.wants(message):
             _print(render(message))
 
+    click.echo("watching; Ctrl-C ends it", err=True)
     if recording is None:
         _until_interrupted(lambda stop: watch(settings.run_dir, show, stop=stop))
         return
@@ -156,6 +164,10 @@ def replay(file: Path, at: str | None, as_json: bool) -> None:
     if project:
         if found is None:
             raise click.ClickException(f"the recording does not reach version {version} of {project}")
+        if found["version"] != version:
+            raise click.ClickException(
+                f"the recording does not hold version {version} of {project}; the next one in it is {found['version']}"
+            )
         click.echo(msgspec.json.format(msgspec.json.encode(found)).decode())
         return
     result = {

@@ -51,6 +51,7 @@ TOO_MANY: Final = Ruling("foreign", "the workspace has as many sessions as it ma
 BAD_STAMP: Final = Ruling("foreign", "the look ended before it began")
 BURIED: Final = Ruling("buried", "the workspace was archived or removed")
 ENDED: Final = Ruling("buried", "too old to create a session: one that was deleted is no longer remembered")
+ABSENT: Final = Ruling("buried", "a complete census did not find the workspace")
 NO_ENTRY: Final = Ruling("unknown", "no such workspace, and this group does not create one")
 FENCED: Final = Ruling("unknown", "began before the fence: too old to create a workspace")
 OTHER_HOST: Final = Ruling("unknown", "read by another clock: cannot be placed after the fence")
@@ -319,6 +320,7 @@ class Store:
 
     def _bury(self, workspace: str, stamp: Stamp, *, final: bool, incarnation: int = 0) -> None:
         entry = self.entries.pop(workspace)
+        self.lost.extend(history[-1] for history in entry.history.values())  # so that one may still ask why it left
         version = self.ledger(entry.project).remove(workspace)
         self._remember(workspace, Tombstone(max(entry.incarnation, incarnation), version, stamp, final))
 
@@ -392,7 +394,9 @@ class Store:
         else:
             self._held = None
             for name in absent:
+                life = self.entries[name].looks["life"]
                 self._bury(name, census.stamp, final=False)
+                self.lost.append(Told(life, ABSENT, wall_ms))
                 drift["life"] = drift.get("life", 0) + 1
             buried = absent
             self._end_absent_sessions(census, drift, wall_ms)
@@ -475,7 +479,9 @@ class Store:
         if entry is not None:
             for name, history in entry.history.items():
                 told.setdefault(name, []).extend(history)
-        return {name: rulings for name, rulings in told.items() if not group or name == group}
+        for rulings in told.values():
+            rulings.sort(key=lambda one: one.wall_ms)
+        return {name: rulings[-EXPLAIN_DEPTH:] for name, rulings in told.items() if not group or name == group}
 
 
 def _found_again(tombstone: Tombstone, look: Look) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import shutil
@@ -18,6 +19,8 @@ import aiohttp
 import pytest
 
 from benchmarks import deployment
+from pipeline import bus, wire
+from pipeline.domain import patch
 from pipeline.runtime.settings import Settings
 from tests.journeys.client import Client
 
@@ -156,6 +159,28 @@ async def test_journey_c_what_is_written_to_the_catalog_alone_reaches_the_screen
         assert client.mismatches == []
 
 
+async def test_an_archived_worktree_leaves_every_client_and_stays_away(deployed: Deployed) -> None:
+    async with deployed.client() as one, deployed.client() as two:
+        await settled(one)
+        tree = deployed.parent / "shelved"
+        add = ["git", "-C", str(deployed.repository), "worktree", "add", "-q", "-b", "shelved", str(tree)]
+        subprocess.run(add, check=True, capture_output=True)
+        for client in (one, two):
+            await client.until(lambda c: named(c, "shelved").get("git") is not None, 30)
+        event = {"project": deployed.project, "workspace": str(tree), "group": "life", "fields": {"phase": "archived"}}
+        assert await deployed.post(event) == 202
+        for client in (one, two):
+            await client.until(lambda c: not named(c, "shelved"))
+        # Another worktree makes discovery look again: what was archived by hand stays archived.
+        late = deployed.parent / "after"
+        subprocess.run([*add[:-2], "after", str(late)], check=True, capture_output=True)
+        for client in (one, two):
+            await client.until(lambda c: named(c, "after").get("git") is not None, 30)
+            assert not named(client, "shelved")
+            assert client.mismatches == []
+        assert (tree / ".git").exists()
+
+
 async def test_journey_d_a_client_that_was_away_gets_the_difference(deployed: Deployed) -> None:
     client = deployed.client()
     client.start()
@@ -202,40 +227,41 @@ async def test_a_worktree_that_is_removed_leaves_every_client_and_may_come_back(
 @pytest.mark.timeout(300)
 async def test_kill_9_of_each_process_in_turn_ends_with_equal_hashes(deployed: Deployed) -> None:
     """While events flow; every client ends with the hash of the aggregator, and none ever saw an empty list."""
-    async with deployed.client() as client:
-        await settled(client)
-        workspace = id_of(client, "task-0")
+    async with deployed.client() as one, deployed.client() as two:
+        await settled(one)
+        await settled(two)
+        workspace = id_of(one, "task-0")
         states = ("working", "idle")
-        sent = 100
+        accepted = 100
         stop = asyncio.Event()
 
         async def events() -> None:
-            nonlocal sent
+            nonlocal accepted
             while not stop.is_set():
-                try:
-                    await deployed.post(deployed.event(workspace, states[sent % 2], sent + 1, "flow"))
-                    sent += 1
-                except (aiohttp.ClientError, OSError):
-                    pass  # the gateway itself is being killed
+                event = deployed.event(workspace, states[accepted % 2], accepted + 1, "flow")
+                with contextlib.suppress(aiohttp.ClientError, OSError):  # the gateway itself is being killed
+                    if await deployed.post(event) == 202:
+                        accepted += 1
                 await asyncio.sleep(0.05)
 
         flow = asyncio.create_task(events())
-        for name in ("worker-0", "reconciler", "sources", "dispatcher", "aggregator", "gateway-0"):
+        for name in ("worker-0", "worker-1", "reconciler", "sources", "dispatcher", "aggregator", "gateway-0"):
             pid = pid_of(deployed, name)
             os.kill(pid, signal.SIGKILL)
             await until_back(deployed, name, pid)
-            before = client.version, client.epoch
-            await client.until(lambda c, before=before: (c.version, c.epoch) != before, 30)
+            before = one.version, one.epoch
+            await one.until(lambda c, before=before: (c.version, c.epoch) != before, 30)
         stop.set()
         await flow
-        expected = states[(sent - 1) % 2]
-        await client.until(
-            lambda c: c.state.get(workspace, {}).get("sessions", {}).get("flow", {}).get("state") == expected, 20
-        )
-        await same_hash(deployed, client)
-        snapshots = [frame for frame in client.frames if frame["type"] == "snapshot"]
-        assert all(frame["workspaces"] for frame in snapshots), "an empty list was shown as truth"
-        assert client.mismatches == []
+        expected = states[(accepted - 1) % 2]
+        for client in (one, two):
+            await client.until(
+                lambda c: c.state.get(workspace, {}).get("sessions", {}).get("flow", {}).get("state") == expected, 20
+            )
+            await same_hash(deployed, client)
+            snapshots = [frame for frame in client.frames if frame["type"] == "snapshot"]
+            assert all(frame["workspaces"] for frame in snapshots), "an empty list was shown as truth"
+            assert client.mismatches == []
 
 
 def beats(deployed: Deployed) -> dict[str, Any]:
@@ -260,9 +286,19 @@ async def until_back(deployed: Deployed, name: str, old: int) -> None:
 
 
 async def same_hash(deployed: Deployed, client: Client) -> None:
-    for _ in range(200):
-        snapshot = await deployed.get(f"/v1/projects/{deployed.project}/snapshot")
-        if (snapshot["version"], snapshot["hash"]) == (client.version, client.hash):
-            return
-        await asyncio.sleep(0.1)
-    raise AssertionError(f"client {client.version} {client.hash}, aggregator {snapshot['version']} {snapshot['hash']}")
+    """The client's version and the hash that it computed itself are those that the aggregator announces."""
+    heads: list[wire.Head] = []
+
+    def take(messages: list[wire.Feed]) -> None:
+        heads.extend(message.heads[deployed.project] for message in messages if isinstance(message, wire.Heartbeat))
+
+    feed = bus.feed(deployed.settings.run_dir, take)
+    try:
+        for _ in range(200):
+            mine = (client.version, patch.state_hash(client.state))
+            if heads and (heads[-1].version, heads[-1].hash) == mine:
+                return
+            await asyncio.sleep(0.1)
+    finally:
+        feed.close()
+    raise AssertionError(f"client {client.version} {client.hash}, aggregator {heads[-1:]}")

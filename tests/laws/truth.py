@@ -333,6 +333,8 @@ class Court:
         """What is shown is what was true at the newest change that was told, and nobody came back from the dead."""
         for name, entry in self.store.entries.items():
             assert (name, entry.incarnation) not in self.dead, f"{name} came back from the dead"
+            if "ci" in entry.values:
+                assert entry.looks["ci"].key == entry.looks["pr"].key, f"{name} shows checks of another pull request"
             for group in entry.looks:
                 subject = (name, entry.incarnation, group)
                 if subject not in self.known:

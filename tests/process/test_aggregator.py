@@ -98,11 +98,31 @@ def test_explain_of_what_is_not_there_says_what_to_do(settings: Settings, aggreg
     assert "treewire workspace list" in done.stderr
 
 
+def test_explain_of_a_group_that_nobody_looked_at_names_those_that_were(
+    settings: Settings, send: Callable[[object], None]
+) -> None:
+    send(life("w1"))
+    deployment.until(lambda: explained(settings, "w1"), 10, "the look")
+    assert "there are looks at: life" in cli(settings, "explain", "w1", "git").stderr
+    assert "follows from" in cli(settings, "explain", "w1", "status").stderr
+
+
+def test_explain_tells_why_a_workspace_left(settings: Settings, send: Callable[[object], None]) -> None:
+    send(life("w1"))
+    send(life("w2"))
+    send(git("w1", 5))
+    send(Census(stamp(), "catalog", "", ["web"], [life("w2")]))
+    deployment.until(lambda: explained(settings, "w1").get("state") == {}, 10, "w1 is buried")
+    told = cli(settings, "explain", "w1").stdout
+    assert "buried: a complete census did not find the workspace" in told
+    assert "insertions=5" in told
+
+
 def test_explain_without_an_aggregator_says_so(settings: Settings) -> None:
     settings.run_dir.mkdir(mode=0o700, parents=True)
     done = cli(settings, "explain", "w1")
-    assert done.returncode == 1
-    assert "treewire status" in done.stderr
+    assert done.returncode == 3
+    assert "treewire up" in done.stderr
 
 
 def test_a_recording_rebuilds_the_state_and_proves_every_hash(
@@ -140,6 +160,7 @@ def test_a_recording_rebuilds_the_state_and_proves_every_hash(
     rebuilt = json.loads(cli(settings, "replay", str(file), "--at", f"web:{version}").stdout)
     assert rebuilt["state"]["w1"]["git"]["insertions"] == 39
     assert set(rebuilt["state"]["w2"]["sessions"]) == {"s0", "s2"}
+    assert cli(settings, "replay", str(file), "--at", "web:0").returncode == 1
 
 
 def test_a_tap_shows_only_what_was_asked_for(settings: Settings, send: Callable[[object], None]) -> None:
@@ -168,7 +189,7 @@ def test_a_tap_on_a_deployment_that_has_ended_says_so_instead_of_waiting(setting
     with deployment.process("aggregator", settings):
         deployment.until((settings.run_dir / "tap.sock").exists, 20, "the aggregator's sockets")
     done = cli(settings, "tap")
-    assert done.returncode == 1
+    assert done.returncode == 3
     assert "treewire up" in done.stderr
 
 
