@@ -71,6 +71,7 @@ class Hub:
         self._behind: set[Client] = set()
         self._timer: asyncio.TimerHandle | None = None
         self._flushed = self._urgent = -1.0
+        self._health: frames.Health = {}
         self._processes: tuple[float, dict[str, str]] = (-HEALTH_S, {})
         self._questions: dict[int, asyncio.Future[wire.Explained | None]] = {}
         self._backlog: list[Look] = []
@@ -228,7 +229,11 @@ class Hub:
     def sweep(self) -> None:
         """What time alone brings about: heartbeats, silence, projects that turn out not to exist."""
         now = now_ns()
+        health = self.health()
+        news, self._health = health != self._health, health
         for client in [*self.clients]:
+            if news:
+                client.session.hurry_heartbeat()  # nobody shall learn only with the next one that all has gone stale
             client.check(now)
             if client in self._watching:
                 if client.session.heartbeat_due(now) or self._waits_for_nothing(client):

@@ -71,6 +71,7 @@ class Recorder:
 
     def __init__(self, settings: Settings, log: FilteringBoundLogger) -> None:
         self.state = "ok"
+        self._unreadable = False
         self.accepted = 0
         self.refused = 0
         self.commits = 0
@@ -121,13 +122,16 @@ class Recorder:
             return self._catalog
 
     def check(self) -> None:
-        """See whether the catalog can be read; in a thread."""
+        """See whether the catalog can be read; in a thread. That it cannot be written to, only a write can tell."""
         try:
             self.open().identity()
         except CatalogUnavailable as error:
+            self._unreadable = True
             self._mark("degraded", error)
         else:
-            self._mark("ok")
+            if self._unreadable:
+                self._mark("ok")
+            self._unreadable = False
 
     # ── in the thread ────────────────────────────────────────────────────────────────────────────
 

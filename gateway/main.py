@@ -31,6 +31,7 @@ from pipeline.runtime.process import Process
 from pipeline.runtime.settings import Gateway
 
 BACKLOG: Final = 4096
+CHECK_S: Final = 3.0
 
 
 async def main(process: Process) -> None:
@@ -60,6 +61,7 @@ async def main(process: Process) -> None:
     process.log.info("listening", url=url)
     process.spawn(hub.sweeping(gateway.heartbeat_ms), "sweep")
     process.spawn(hub.interest(), "interest")
+    process.spawn(checking(recorder), "catalog")
 
     await process.stopping.wait()
 
@@ -70,6 +72,13 @@ async def main(process: Process) -> None:
     await asyncio.to_thread(recorder.close)
     hub.close()
     bus.close()
+
+
+async def checking(recorder: Recorder) -> None:
+    """See again and again whether the catalog can be read: with no events nobody else would notice."""
+    while True:
+        await asyncio.to_thread(recorder.check)
+        await asyncio.sleep(CHECK_S)
 
 
 def last_port(url_path: Path) -> int:

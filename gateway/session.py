@@ -204,6 +204,11 @@ class Session:
     def heartbeat_due(self, now: int) -> bool:
         return self.greeted and now >= self._next_heartbeat
 
+    def hurry_heartbeat(self) -> None:
+        """Make the next heartbeat due now, unless one waits for its acknowledgement already."""
+        if self.greeted and self.n == self.acked:
+            self._next_heartbeat = 0
+
     def check(self, now: int) -> Close | None:
         """Whether the client has been silent where it had to speak."""
         if not self.greeted and now - self._began > self.limits.hello_ns:

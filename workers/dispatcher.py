@@ -339,10 +339,19 @@ class Dispatcher:
             catalog=self._catalog_why or "ok",
             epoch=self._follower.epoch,
         )
-        reason = self._catalog_why or ("" if table.workers else "no worker is there") or self._git_watch.degraded
+        no_workers = "" if table.workers else "no worker is there"
+        all_fail = f"every look fails, {why}" if (why := self._why_all_fail(failing)) else ""
+        reason = self._catalog_why or no_workers or all_fail or self._git_watch.degraded
         if self._process.state in ("running", "degraded"):
             self._process.state = "degraded" if reason else "running"
             self._process.figures["reason"] = reason
+
+    def _why_all_fail(self, failing: dict[str, tuple[int, str]]) -> str:
+        """The first reason, if no worktree at all can be looked at; single ones are told by the figures alone."""
+        if not failing or len(failing) < len(self._table.workspaces):
+            return ""
+        name, (_, why) = min(failing.items())
+        return f"{name}: {why}"
 
 
 def _job(lease: Lease, deadline_ms: int) -> wire.Job:

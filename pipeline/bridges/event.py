@@ -14,6 +14,8 @@ ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,79}")
 MAX_TEXT: Final = 512
 MAX_INT: Final = 2**53 - 1
 MAX_AGE_MS: Final = 24 * 3600 * 1000
+MAX_PORT: Final = 65535
+WEB: Final = ("http://", "https://")
 
 REPORTED: Final = ("life", "pr", "ci", "ratchet", "terminal", "run", "session")
 NOT_REPORTED: Final = {
@@ -121,12 +123,16 @@ def _check_fields(kind: str, fields: dict[str, Any]) -> None:
         raise _from_msgspec(error, "fields") from None
     for name, value in fields.items():
         if type(value) is int:
-            _check_int(f"fields.{name}", value)
+            _check_int(f"fields.{name}", value, MAX_PORT if (kind, name) == ("run", "port") else MAX_INT)
         elif type(value) is str:
             _check_text(f"fields.{name}", value)
     path = fields.get("path") if "path" in placing else None
     if path is not None and not path.startswith("/"):
         raise EventError("fields.path", "is not an absolute path")
+    # It becomes a link on the page, where any other scheme could run something.
+    url = fields.get("url") if kind == "pr" else None
+    if url is not None and not url.lower().startswith(WEB):
+        raise EventError("fields.url", "does not begin with http:// or https://")
 
 
 def _check_id(where: str, text: str) -> None:

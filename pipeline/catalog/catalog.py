@@ -26,12 +26,15 @@ DOMAIN = "catalog:"
 
 
 def open(settings: Settings) -> Catalog:
-    """The catalog that the settings name, brought to the schema of this release; made if there is none."""
-    return open_url(settings.database_url)
+    """The catalog that the settings name, brought to the schema of this release; made if there is none.
+
+    The home is made too where the database lies in it; any other folder has to be there.
+    """
+    return open_url(settings.database_url, make_folder=not settings.database.url)
 
 
-def open_url(url: str) -> Catalog:
-    migrate.upgrade(url)
+def open_url(url: str, *, make_folder: bool = False) -> Catalog:
+    migrate.upgrade(url, make_folder=make_folder)
     return Catalog(url)
 
 

@@ -19,15 +19,17 @@ ADVISORY_LOCK: Final = 0x7472_6565  # "tree"
 MIGRATIONS: Final = Path(__file__).parent / "migrations"
 
 
-def upgrade(url: str) -> None:
+def upgrade(url: str, *, make_folder: bool = False) -> None:
     """Make the database if it is missing, and run what revisions it lacks, under an exclusive lock.
 
-    Raises `CatalogUnavailable` if it cannot be made, or was written by a newer release.
+    The folder of a file is made only if `make_folder` says so: one that an operator named may be a slip, or a disk
+    that is not mounted. Raises `CatalogUnavailable` if it cannot be made, or was written by a newer release.
     """
     database = Database(url)
     try:
         with database.failures():
             if database.path is not None:
+                _prepare(database.path.parent, make_folder)
                 with _only_one(database.path):
                     _make(database.path)
                     _upgrade(database)
@@ -67,6 +69,16 @@ def _run(connection: Connection) -> None:
     command.upgrade(config, "head")
 
 
+def _prepare(folder: Path, make: bool) -> None:
+    if make:
+        try:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            raise CatalogUnavailable(f"The folder {folder} cannot be made: {error.strerror}.") from error
+    elif not folder.is_dir():
+        raise CatalogUnavailable(f"There is no folder {folder} for the database: make it, or correct database.url.")
+
+
 def _make(path: Path) -> None:
     try:
         os.close(os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600))
@@ -79,7 +91,6 @@ def _only_one(path: Path) -> Iterator[None]:
     """Hold the lock beside the database. SQLite's own would do for the tables, but not for entering WAL mode."""
     lock = path.with_name(path.name + ".lock")
     try:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         fd = os.open(lock, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     except OSError as error:
         raise CatalogUnavailable(f"The folder {path.parent} cannot be written to: {error.strerror}.") from error

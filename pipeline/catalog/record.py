@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
 from msgspec import Struct
-from sqlalchemy import ColumnElement, Connection, Table, bindparam, delete, insert, select, update
+from sqlalchemy import ColumnElement, Connection, Table, bindparam, case, delete, func, insert, select, update
 
 from pipeline.bridges import pull_request, ratchet, run_script, session, terminal, workspace
 from pipeline.bridges.row import Place, Row, stamp_of
@@ -18,6 +18,10 @@ from pipeline.domain import order
 from pipeline.domain.model import SESSION_PREFIX, Look, Stamp, kind_of
 
 KEPT_SESSIONS: Final = 20
+MOST_SESSIONS: Final = 60
+# Which sessions a workspace that has too many keeps; within a row the newer ones.
+KEPT_FIRST: Final = {"waiting": 0, "error": 0, "working": 1, "starting": 1, "exited": 3}
+OTHERWISE: Final = 2
 ACTIVITY_NS: Final = 3_000_000_000
 
 OBSERVED: Final = ("revision", "observed_began", "observed_ended", "observed_clock", "run", "seq", "producer", "at_ms")
@@ -326,13 +330,20 @@ class _Batch:
             _write(self.tx, table, keys, made, changed)
 
     def prune(self) -> list[Look]:
-        """Of the sessions that have exited, keep the newest of each workspace."""
+        """Of the sessions that have exited, keep the newest of each workspace; of all, those that matter most.
+
+        An agent that dies without a word stays idle for ever: without the second bound such sessions would pile up.
+        """
         looks = []
         table = tables.session
-        for home, stamp in self._exited.items():
-            query = select(table).where(table.c.workspace_id == home, table.c.state == "exited")
-            newest_first = query.order_by(table.c.at_ms.desc(), table.c.id.desc()).offset(KEPT_SESSIONS)
-            surplus = [dict(row) for row in self.tx.execute(newest_first).mappings()]
+        for home, stamp in {**self._crowded(), **self._exited}.items():
+            rank = case(KEPT_FIRST, value=table.c.state, else_=OTHERWISE)
+            of_home = select(table).where(table.c.workspace_id == home)
+            newest = (table.c.at_ms.desc(), table.c.id.desc())
+            exited = of_home.where(table.c.state == "exited").order_by(*newest).offset(KEPT_SESSIONS)
+            too_many = of_home.order_by(rank, *newest).offset(MOST_SESSIONS)
+            found = [row for query in (exited, too_many) for row in self.tx.execute(query).mappings()]
+            surplus = list({row["id"]: dict(row) for row in found}.values())
             if not surplus:
                 continue
             row = self._rows["life", home, ""]
@@ -342,6 +353,15 @@ class _Batch:
             self.tx.execute(delete(table).where(table.c.workspace_id == home, table.c.id.in_(ids)))
             looks += [session.gone(old, place_of(row, self.domain), stamp) for old in surplus]
         return looks
+
+    def _crowded(self) -> dict[str, Stamp]:
+        """The workspaces that got a session more than they may have, and when that was read."""
+        got = {key[1]: stamp_of(self._rows[key]) for key in sorted(self._fresh) if key[0] == "session"}
+        if not got:
+            return {}
+        home = tables.session.c.workspace_id
+        crowded = select(home).where(home.in_(got)).group_by(home).having(func.count() > MOST_SESSIONS)
+        return {name: got[name] for name in self.tx.scalars(crowded)}
 
 
 def archived(row: dict[str, Any], stamp: Stamp, at_ms: int, producer: str) -> dict[str, Any]:

@@ -13,6 +13,7 @@ import click
 import msgspec
 
 from pipeline.runtime.beat import Beat, read_beats
+from pipeline.runtime.clock import now_ns
 from pipeline.runtime.place import OperatorError
 from pipeline.runtime.settings import Settings
 from pipeline.runtime.supervisor import LOCK, Fault, Unreachable, call
@@ -67,6 +68,9 @@ def supervisord_conf() -> Path:
     raise OperatorError("supervisord.conf is missing from the installation: install treewire again")
 
 
+_WATCHDOG_S = 15.0
+
+
 class Member(NamedTuple):
     """One process as supervisord sees it and as it speaks for itself."""
 
@@ -75,12 +79,13 @@ class Member(NamedTuple):
     pid: int
     said: str
     beat: Beat | None
+    notes_age_s: float = 0.0
 
     @property
     def well(self) -> bool:
         """What it says of itself is fresh and good. supervisord calls it STARTING for a while even so."""
-        if self.name == "watchdog":
-            return self.state in ("STARTING", "RUNNING")
+        if self.name == "watchdog":  # it has no beat; its notes are written at each tick of supervisord's
+            return self.state in ("STARTING", "RUNNING") and self.notes_age_s < _WATCHDOG_S
         return self.beat is not None and self.beat.alive() and self.beat.state == "running"
 
 
@@ -91,12 +96,16 @@ def members(settings: Settings) -> list[Member]:
     except Fault as fault:
         raise Unreachable(str(fault)) from None
     beats = {beat.name: beat for beat in read_beats(settings.run_dir)}
+    notes = watchdog_notes(settings.run_dir)
     found = []
     for process in sorted(processes, key=lambda process: process["name"]):
         beat = beats.get(process["name"])
         if beat is not None and beat.pid != process["pid"]:
             beat = None  # its predecessor's
-        found.append(Member(process["name"], process["statename"], process["pid"], process["description"], beat))
+        age_s = 0.0
+        if process["name"] == "watchdog" and notes.get("pid") == process["pid"]:
+            age_s = (now_ns() - notes["boot_ns"]) / 1e9
+        found.append(Member(process["name"], process["statename"], process["pid"], process["description"], beat, age_s))
     return found
 
 

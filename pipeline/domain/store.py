@@ -25,7 +25,7 @@ from msgspec import Struct
 from msgspec.structs import astuple, replace
 
 from pipeline.domain import order, status
-from pipeline.domain.model import KINDS, SESSION_PREFIX, Census, Group, Life, Look, Stamp, Status, kind_of
+from pipeline.domain.model import KINDS, SESSION_PREFIX, Census, Group, Life, Look, Session, Stamp, Status, kind_of
 from pipeline.domain.order import Ruling
 from pipeline.domain.versioned import Ledger
 
@@ -86,11 +86,12 @@ class Tombstone(NamedTuple):
 
 
 class Told(Struct, frozen=True, gc=False):
-    """One ruling as explain tells it; ``times`` folds a row of the same."""
+    """One ruling as explain tells it, the ``n``-th of this store; ``times`` folds a row of the same."""
 
     look: Look
     ruling: Ruling
     wall_ms: int
+    n: int
     times: int = 1
 
 
@@ -137,6 +138,7 @@ class Store:
         self._census: Stamp | None = None
         self._seen: frozenset[str] = frozenset()
         self._base = 0
+        self._rulings = 0
 
     # ── admission ────────────────────────────────────────────────────────────────────────────────
 
@@ -156,10 +158,14 @@ class Store:
             and ruling.verdict == "confirmed"
             and last.look.group == look.group
         ):
-            history[-1] = Told(look, ruling, wall_ms, last.times + 1)
+            history[-1] = self._told(look, ruling, wall_ms, last.times + 1)
         else:
-            history.append(Told(look, ruling, wall_ms))
+            history.append(self._told(look, ruling, wall_ms))
         return ruling
+
+    def _told(self, look: Look, ruling: Ruling, wall_ms: int, times: int = 1) -> Told:
+        self._rulings += 1
+        return Told(look, ruling, wall_ms, self._rulings, times)
 
     def _admit(self, look: Look, wall_ms: int) -> Ruling:
         group = look.group
@@ -253,6 +259,7 @@ class Store:
         if look.domain and self._census is not None and _before(look.stamp, self._census):
             return SESSION_NOT_SEEN
         if sum(name.startswith(SESSION_PREFIX) for name in entry.values) >= self.limits.max_sessions:
+            self._evicted_from.add(entry.project)
             return TOO_MANY
         return None
 
@@ -396,7 +403,7 @@ class Store:
             for name in absent:
                 life = self.entries[name].looks["life"]
                 self._bury(name, census.stamp, final=False)
-                self.lost.append(Told(life, ABSENT, wall_ms))
+                self.lost.append(self._told(life, ABSENT, wall_ms))
                 drift["life"] = drift.get("life", 0) + 1
             buried = absent
             self._end_absent_sessions(census, drift, wall_ms)
@@ -452,7 +459,12 @@ class Store:
             self.removed_projects.add(project)
 
     def _lacks(self, project: str, census: Census) -> bool:
-        return any(look.project == project and look.workspace not in self.entries for look in census.looks)
+        return any(look.project == project and self._misses(look) for look in census.looks)
+
+    def _misses(self, look: Look) -> bool:
+        """Whether the catalog holds a workspace or a session that found no room here."""
+        entry = self.entries.get(look.workspace)
+        return entry is None or (isinstance(look.value, Session) and look.group not in entry.values)
 
     # ── reading ──────────────────────────────────────────────────────────────────────────────────
 
@@ -480,7 +492,7 @@ class Store:
             for name, history in entry.history.items():
                 told.setdefault(name, []).extend(history)
         for rulings in told.values():
-            rulings.sort(key=lambda one: one.wall_ms)
+            rulings.sort(key=lambda one: one.n)
         return {name: rulings[-EXPLAIN_DEPTH:] for name, rulings in told.items() if not group or name == group}
 
 

@@ -223,6 +223,8 @@ class Discovery:
             self._process.log.info("project readable again", project=project)
         self._process.figures["projects"] = len(self._projects)
         self._process.figures["projects_failing"] = len(self._complaints)
+        self._process.state = "degraded" if self._complaints else "running"
+        self._process.figures["reason"] = next((f"{id_}: {why}" for id_, why in sorted(self._complaints.items())), "")
         self._process.figures["worktrees"] = sum(len(found.worktrees) for found in self._found.values())
 
     def _rewatch(self) -> None:

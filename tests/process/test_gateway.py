@@ -177,8 +177,17 @@ def _look(project: str, workspace: str, group: str, value: Value, stamp: Stamp, 
 
 @pytest.fixture
 def world() -> Iterator[World]:
+    yield from _world(HEARTBEAT_MS)
+
+
+@pytest.fixture
+def rarely() -> Iterator[World]:
+    yield from _world(60_000)
+
+
+def _world(heartbeat_ms: int) -> Iterator[World]:
     home = Path(tempfile.mkdtemp(prefix="tw-"))
-    (home / "treewire.toml").write_text(f"[gateway]\nport = 0\nheartbeat_ms = {HEARTBEAT_MS}\n")
+    (home / "treewire.toml").write_text(f"[gateway]\nport = 0\nheartbeat_ms = {heartbeat_ms}\n")
     settings = Settings.load(home, environ=_environment())
     aggregator, gateway = Child(settings, "aggregator"), Child(settings, "gateway")
     try:
@@ -319,8 +328,40 @@ def test_while_the_aggregator_is_gone_the_last_state_is_served_as_stale_and_neve
 
 
 def _health(client: Client) -> str:
+    return _parts(client).get("aggregator", "")
+
+
+def test_bad_news_does_not_wait_for_the_next_heartbeat(rarely: World) -> None:
+    """Heartbeats are a minute apart here; that the aggregator hangs, or the database is gone, is told at once."""
+
+    async def test(world: World) -> None:
+        await world.ready("w1")
+        async with world.client() as client:
+            await client.until(lambda c: "w1" in c.state)
+
+            async def told(part: str, word: str) -> None:
+                await client.until(lambda c: _parts(c).get(part) == word, 10)
+
+            os.kill(world.aggregator.process.pid, signal.SIGSTOP)
+            try:
+                await told("aggregator", "stale")
+            finally:
+                os.kill(world.aggregator.process.pid, signal.SIGCONT)
+            await told("aggregator", "ok")
+            database = world.settings.home / "treewire.db"
+            await world.until(database.exists, "the database")
+            database.rename(database.with_suffix(".away"))
+            await told("database", "degraded")
+            database.with_suffix(".away").rename(database)
+            await told("database", "ok")
+            assert client.mismatches == []
+
+    runs(rarely, test)
+
+
+def _parts(client: Client) -> dict[str, str]:
     beats = [frame for frame in client.frames if frame["type"] == "heartbeat"]
-    return str(beats[-1]["health"]["aggregator"]) if beats else ""
+    return beats[-1]["health"] if beats else {}
 
 
 def test_a_client_that_lost_a_delta_is_healed_by_resync(world: World) -> None:

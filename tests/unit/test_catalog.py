@@ -15,7 +15,7 @@ from pipeline import catalog as catalogs
 from pipeline.catalog import Observed, Worktree, migrate, tables
 from pipeline.catalog.database import SCHEMA
 from pipeline.catalog.ids import project_id, slug, worktree_id
-from pipeline.catalog.record import ACTIVITY_NS, KEPT_SESSIONS
+from pipeline.catalog.record import ACTIVITY_NS, KEPT_SESSIONS, MOST_SESSIONS
 from pipeline.domain.model import Ci, Key, Life, Pr, Session, Stamp, Terminal
 from pipeline.domain.order import weigh
 
@@ -358,6 +358,16 @@ def test_of_exited_sessions_the_newest_are_kept_and_the_others_said_to_be_gone(w
     assert [(look.group, look.value) for look in looks[1:]] == [("session:s002", None)]
     [again] = web.record([event("session:s002", 400, state="working")])
     assert again.revision > looks[1].revision
+
+
+def test_sessions_that_never_end_make_room_for_those_that_matter(web):
+    web.record([event("session:asks", 90, state="waiting")])
+    web.record([event(f"session:s{n:03}", 100 + n, state="idle") for n in range(MOST_SESSIONS - 1)])
+    [asks, *gone] = web.record([event("session:new", 500, state="waiting")])
+    assert asks.value == Session(state="waiting")
+    assert [(look.group, look.value) for look in gone] == [("session:s000", None)]
+    [_, *gone] = web.record([event("session:late", 600, state="idle")])
+    assert [(look.group, look.value) for look in gone] == [("session:s001", None)]
 
 
 def test_an_empty_batch_is_fine(web):

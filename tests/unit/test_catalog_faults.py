@@ -13,6 +13,8 @@ from pipeline import catalog as catalogs
 from pipeline.catalog import CatalogUnavailable, ChangeWatch, Observed, Worktree, database
 from pipeline.catalog.ids import worktree_id
 from pipeline.domain.model import Stamp
+from pipeline.runtime.settings import Database as DatabaseSettings
+from pipeline.runtime.settings import Settings
 
 WEB = worktree_id("/srv/web")
 TREE = Worktree("/srv/web", "main", "/srv/web/.git", "/srv/web/.git", 1, "main")
@@ -25,7 +27,9 @@ def fill(catalog):
 
 @pytest.fixture
 def path(tmp_path):
-    return tmp_path / "50% off?" / "treewire.db"
+    folder = tmp_path / "50% off?"
+    folder.mkdir()
+    return folder / "treewire.db"
 
 
 @pytest.fixture
@@ -149,8 +153,17 @@ def test_a_setting_that_names_no_shared_database_is_said_to(url, said):
 
 def test_a_folder_that_cannot_be_made_is_said_to(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(CatalogUnavailable, match="cannot be written to"):
-        catalogs.open_url(f"sqlite:///{tmp_path}/file/treewire.db")
+    with pytest.raises(CatalogUnavailable, match="cannot be made"):
+        catalogs.open(Settings(home=tmp_path / "file" / "home"))
+
+
+def test_a_home_is_made_and_a_folder_that_database_url_names_is_not(tmp_path):
+    catalogs.open(Settings(home=tmp_path / "new" / "home")).close()
+    assert (tmp_path / "new" / "home" / "treewire.db").exists()
+    elsewhere = tmp_path / "slip" / "treewire.db"
+    with pytest.raises(CatalogUnavailable, match=r"There is no folder .*/slip .*database\.url"):
+        catalogs.open(Settings(home=tmp_path, database=DatabaseSettings(url=f"sqlite:///{elsewhere}")))
+    assert not elsewhere.parent.exists()
 
 
 # ── noticing changes ─────────────────────────────────────────────────────────────────────────────

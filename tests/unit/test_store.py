@@ -715,7 +715,7 @@ def test_explain_does_not_fold_what_was_refused() -> None:
 def test_explain_tells_of_a_workspace_that_is_not_there() -> None:
     s = store()
     told(s, git(1, 20), git(1, 30, workspace="v"))
-    assert s.rulings("w") == {"git": [Told(git(1, 20), rules.NO_ENTRY, WALL)]}
+    assert s.rulings("w") == {"git": [Told(git(1, 20), rules.NO_ENTRY, WALL, 1)]}
 
 
 def test_explain_tells_what_was_refused_before_the_group_was_there() -> None:
