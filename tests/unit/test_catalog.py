@@ -38,6 +38,7 @@ def event(group, when, workspace=None, *, run="", seq=None, clock=CLOCK, project
 
 @pytest.fixture
 def url(tmp_path):
+    (tmp_path / "home").mkdir(mode=0o700)
     return f"sqlite:///{tmp_path}/home/treewire.db"
 
 
