@@ -168,7 +168,9 @@ class Ready(Struct, frozen=True, tag="ready"):
 class Job(Struct, frozen=True, tag="job"):
     """Look at one worktree. ``git_dir`` and ``inode`` were pinned at registration: an agent can rewrite ``.git``.
 
-    ``base``: the branch to measure against, or empty.
+    ``base``: the branch to measure against, or empty. ``full``: look at everything, because of ``why``; otherwise only
+    at ``paths``, which are relative to the worktree, with ``/``, as the file system spells them. A worker that has no
+    table of the worktree, or finds that more than these paths changed, looks at everything all the same.
     """
 
     id: int
@@ -179,10 +181,18 @@ class Job(Struct, frozen=True, tag="job"):
     inode: int
     base: str
     deadline_ms: int
+    full: bool = True
+    why: str = ""
+    paths: tuple[bytes, ...] = ()
 
 
 class Done(Struct, frozen=True, omit_defaults=True, tag="done"):
-    """A job's outcome: either ``git``, or ``error`` with the reason in one sentence (an error is never a value)."""
+    """A job's outcome: either ``git``, or ``error`` with the reason in one sentence (an error is never a value).
+
+    ``scoped``: only what changed was looked at; otherwise ``why`` says what made it a full look. ``drift``: how many
+    paths a full look found to differ from the worker's table although nothing had told that they changed.
+    ``spawned``: how many processes were started.
+    """
 
     id: int
     worker: str
@@ -192,6 +202,10 @@ class Done(Struct, frozen=True, omit_defaults=True, tag="done"):
     git: Git | None = None
     error: str = ""
     cpu_ms: int = 0
+    scoped: bool = False
+    why: str = ""
+    drift: int = 0
+    spawned: int = 0
 
 
 WorkerSays: TypeAlias = Ready | Done
