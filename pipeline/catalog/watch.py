@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import sqlite3
-from typing import Literal, TypeAlias
+import time
+from typing import Final, Literal, TypeAlias
 from urllib.parse import quote
 
 from sqlalchemy import func, select
@@ -15,6 +16,10 @@ from pipeline.catalog.database import CatalogUnavailable
 from pipeline.catalog.record import TABLES
 
 Change: TypeAlias = Literal["same", "changed", "replaced", "missing", "locked", "broken"]
+Trace: TypeAlias = tuple[int, int, int] | None
+
+# Two writes within one tick of the kernel's clock leave the same time: a file as young as this may yet change unseen.
+YOUNG_NS: Final = 100_000_000
 
 
 class ChangeWatch:
@@ -25,7 +30,15 @@ class ChangeWatch:
         self._held: sqlite3.Connection | None = None
         self._file: tuple[int, int] | None = None
         self._seen: object = None
+        self._traces: tuple[Trace, Trace] | None = None
         self.last: Change = "same"
+
+    def quiet(self) -> bool:
+        """True if no file of the database was touched since the last check, which then need not be repeated.
+
+        Two stats, so cheap that it needs no thread. False says nothing: only `check` knows.
+        """
+        return self._traces is not None and self._traces == self._touched()
 
     def changed(self) -> bool:
         """True if there is something new to read. What else there was to say is in `last`."""
@@ -36,13 +49,20 @@ class ChangeWatch:
 
         ``replaced``: another file is there. ``missing``, ``locked``, ``broken``: it cannot be read now.
         """
+        traces = self._touched()
         self.last = self._check() if self._database.path else self._check_server()
+        self._traces = traces if self.last in ("same", "changed", "replaced") and _old(traces) else None
         return self.last
 
     def close(self) -> None:
         if self._held is not None:
             self._held.close()
             self._held = None
+
+    def _touched(self) -> tuple[Trace, Trace] | None:
+        """What the files of the database look like from outside; ``None`` for one that is not made of files."""
+        path = self._database.path
+        return None if path is None else (_trace(os.fspath(path)), _trace(f"{os.fspath(path)}-wal"))
 
     def _check(self) -> Change:
         file = self._database.file()
@@ -99,3 +119,16 @@ class ChangeWatch:
         same = now == self._seen
         self._seen = now
         return "same" if same else "changed"
+
+
+def _trace(path: str) -> Trace:
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return found.st_ino, found.st_size, found.st_mtime_ns
+
+
+def _old(traces: tuple[Trace, Trace] | None) -> bool:
+    now = time.time_ns()
+    return traces is not None and all(trace is None or trace[2] < now - YOUNG_NS for trace in traces)

@@ -59,7 +59,8 @@ class Reconciler:
 
     async def step(self) -> None:
         """Look whether the database changed, and take a census if one is due and there is somebody to give it to."""
-        self._note(await asyncio.to_thread(self._watch.check))
+        if not self._watch.quiet():
+            self._note(await asyncio.to_thread(self._watch.check))
         reason = self._schedule.due(now_ns()) if self._epoch else None
         if reason is not None:
             self._schedule.begin()

@@ -264,7 +264,8 @@ async def discover(process: Process, catalog: Catalog, ingress: Ingress) -> None
     stale = True
     try:
         while not process.stopping.is_set():
-            stale = await asyncio.to_thread(watch.changed) or stale
+            if not watch.quiet():
+                stale = await asyncio.to_thread(watch.changed) or stale
             process.figures["database"] = watch.last
             if stale and watch.last in ("same", "changed", "replaced"):
                 try:

@@ -6,6 +6,7 @@ import sqlite3
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import pytest
 
@@ -177,6 +178,27 @@ def test_the_watch_tells_others_writes_from_quiet(catalog, watch, path):
     catalog.add_project("/srv/c", 1)
     assert [watch.check(), watch.check()] == ["changed", "same"]
     other.close()
+
+
+def test_a_quiet_watch_needs_no_check_until_somebody_writes(catalog, watch, path):
+    watch.check()
+    assert not watch.quiet(), "a file this young may have been written to again within the same tick"
+    for file in (path, Path(f"{path}-wal")):
+        if file.exists():
+            os.utime(file, ns=(0, 0))
+    watch.check()
+    assert watch.quiet()
+    catalog.add_project("/srv/elsewhere", 1)
+    assert not watch.quiet()
+    assert watch.check() == "changed"
+
+
+def test_a_watch_of_what_cannot_be_read_is_never_quiet(catalog, watch, path):
+    catalog.close()
+    for file in path.parent.iterdir():
+        file.unlink()
+    assert watch.check() == "missing"
+    assert not watch.quiet()
 
 
 def test_the_watch_reports_a_missing_and_a_replaced_file_and_goes_on_with_the_new_one(catalog, watch, path):
