@@ -3,9 +3,10 @@
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
+NODE := clients/js/node_modules/.package-lock.json
 
 .DEFAULT_GOAL := help
-.PHONY: help venv run test check fmt mutants bench clean
+.PHONY: help venv run demo test check fmt mutants bench clean
 
 help:  ## List the targets
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
@@ -21,8 +22,16 @@ $(STAMP): pyproject.toml
 run: venv  ## Follow this repository until Ctrl-C
 	$(BIN)/treewire up .
 
-test: venv  ## Run the tests
+demo: venv  ## Scripted agents in temporary worktrees, until Ctrl-C
+	$(BIN)/treewire demo
+
+test: venv $(NODE)  ## Run the tests
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+# What the tests of the JavaScript client need. Without npm they say that they were skipped.
+$(NODE): clients/js/package-lock.json
+	if command -v npm >/dev/null; then cd clients/js && npm ci --silent --no-audit --no-fund; fi
+	if test -e $@; then touch $@; fi
 
 check: venv  ## Format, lint, types, import contracts
 	$(BIN)/ruff format --check .
@@ -41,5 +50,5 @@ bench: venv  ## Measure, one line per figure
 	$(BIN)/python -m benchmarks
 
 clean:  ## Remove what the other targets made
-	rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf .venv clients/js/node_modules build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

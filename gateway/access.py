@@ -5,23 +5,28 @@ rebinding under a name of its own. So, in this order and before anything else ha
 
 1. The Host must be one of ours.                                     (rebinding)
 2. The Origin, where there is one, must be one of ours; ``null`` is none.   (foreign pages, WebSocket hijacking)
-3. The caller must have the token, as a bearer, or a cookie that was given for it. The cookie counts only where the
+3. The caller must have a token, as a bearer, or a cookie that was given for it. The cookie counts only where the
    browser itself says that our own page asks: a same-origin Origin, or Sec-Fetch-Site on a GET without one.
-   On a WebSocket only the Origin counts.
+   On a WebSocket only the Origin counts. Where there is an Origin, a WebSocket is let in with nothing at all, as far
+   as its hello, which must bring a ticket.
+4. The token must open what is asked for. What is told of the deployment as a whole is for those who may see all
+   projects; a token that only reads reports nothing. Each route asks `Caller.may` for its project.
 
-Only health and readiness may be asked without the token.
+Only health and readiness may be asked without a token. What proxies add (``X-Forwarded-…``) counts for nothing: who
+sends it cannot be known.
 """
 
 from __future__ import annotations
 
 import base64
 import hashlib
-import hmac
 import os
 import re
 import secrets
 import stat
-from collections.abc import Iterable
+import time
+import warnings
+from collections.abc import Callable, Iterable
 from importlib import resources
 from pathlib import Path
 from typing import Final
@@ -29,15 +34,35 @@ from typing import Final
 import msgspec
 from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
+from msgspec import Struct
 
+from gateway.seal import Seal
+from gateway.tickets import TICKET_S, Full, Tickets
+from gateway.tokens import Caller, Tokens
+from pipeline.catalog import Catalog
+from pipeline.runtime.clock import wall_ms
+from pipeline.runtime.log import FilteringBoundLogger
 from pipeline.runtime.place import OperatorError
 
+__all__ = ["Access", "Caller", "Page", "problem", "token_of"]
+
 OPEN: Final = frozenset({"/healthz", "/readyz"})
+WHOLE: Final = frozenset({"/metrics"})
+REPORTS: Final = frozenset({"/v1/events"})
+STREAM: Final = "/v1/stream"
+LOGIN: Final = "/v1/login"
 HTTP_PORT: Final = 80
 ANYWHERE: Final = {"0.0.0.0", "::"}  # noqa: S104 - to be told from a name
 LOOPBACK: Final = ("127.0.0.1", "localhost", "[::1]")
 REALM: Final = 'Bearer realm="treewire"'
 TOKEN_BYTES: Final = 32
+TYPES: Final = {"html": "text/html", "js": "text/javascript", "css": "text/css", "svg": "image/svg+xml"}
+COOKIE_S: Final = 30 * 86_400
+FAILURES_BURST: Final = 20
+FAILURES_PER_S: Final = 1.0
+
+# ``request["caller"]``: keys with types need a newer aiohttp than we ask for.
+warnings.filterwarnings("ignore", category=web.NotAppKeyWarning)
 
 
 def token_of(path: Path) -> str:
@@ -74,11 +99,53 @@ def problem(status: int, code: str, message: str, **headers: str) -> web.Respons
     return web.Response(status=status, body=body, content_type="application/json", headers=named)
 
 
+class Pass(Struct, frozen=True, array_like=True):
+    """What a cookie says: whose it is, and until when."""
+
+    token_id: str
+    ends_ms: int
+
+
+class Failures:
+    """How many wrong tokens a moment may bring: one bucket for all, since on one host nobody has an address."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self.count = 0
+        self._clock = clock
+        self._left = float(FAILURES_BURST)
+        self._at = clock()
+
+    def too_many(self) -> bool:
+        """Count one more. The right token still opens: guessing 256 bits is hopeless, being locked out is not."""
+        now = self._clock()
+        self._left = min(float(FAILURES_BURST), self._left + (now - self._at) * FAILURES_PER_S)
+        self._at = now
+        self.count += 1
+        if self._left < 1:
+            return True
+        self._left -= 1
+        return False
+
+
 class Access:
-    """The rules above, for one address."""
+    """The rules above, for one address.
+
+    `catalog` opens the catalog, in a thread: without it only the operator's token opens anything. Tickets lie in
+    `run_dir`: without it there are none.
+    """
 
     def __init__(
-        self, token: str, host: str, port: int, hosts: Iterable[str] = (), origins: Iterable[str] = ()
+        self,
+        token: str,
+        host: str,
+        port: int,
+        hosts: Iterable[str] = (),
+        origins: Iterable[str] = (),
+        *,
+        catalog: Callable[[], Catalog] | None = None,
+        run_dir: Path | None = None,
+        log: FilteringBoundLogger | None = None,
+        wall: Callable[[], int] = wall_ms,
     ) -> None:
         own = {name.lower() for name in (*LOOPBACK, *({host} - ANYWHERE))}
         given = {name.lower() for name in hosts}
@@ -93,14 +160,53 @@ class Access:
         )
         # A cookie is sent to every port of its host: its name keeps two deployments apart.
         self.cookie = f"treewire-{port}"
-        self._token = token.encode()
-        self._pass = hmac.new(self._token, b"treewire browser cookie", hashlib.sha256).hexdigest()
+        self.tokens = Tokens(token, catalog, log, wall)
+        self.failures = Failures()
+        self._tickets = None if run_dir is None else Tickets(token, run_dir)
+        self._passes = Seal(token, "cookie", Pass)
+        self._wall = wall
         self._sign_in = Page("signin.html")
 
+    # ── for the routes ───────────────────────────────────────────────────────────────────────────
+
+    def watch(self, callback: Callable[[], None]) -> None:
+        """Call this in the loop whenever what tokens open has changed: one was made, revoked, expired or narrowed."""
+        self.tokens.watch(callback)
+
+    def current(self, token_id: str) -> Caller | None:
+        """What this token opens now; ``None`` once it opens nothing any more."""
+        return self.tokens.current(token_id)
+
+    def redeem(self, ticket: str) -> Caller | None:
+        """Whose ticket it is, the first time and in time; else ``None``. `expired` says whether it came too late."""
+        token_id = None if self._tickets is None else self._tickets.redeem(ticket)
+        return None if token_id is None else self.current(token_id)
+
+    def expired(self, ticket: str) -> bool:
+        """Whether it was a ticket of ours whose time is over."""
+        return self._tickets is not None and self._tickets.expired(ticket)
+
+    async def keep(self) -> None:
+        """Follow what tokens open, for ever."""
+        await self.tokens.keep()
+
+    def routes(self) -> list[web.RouteDef]:
+        """Where a browser signs in and out, and gets its tickets."""
+        return [
+            web.post(LOGIN, self.login),
+            web.post("/v1/logout", self.logout),
+            web.post("/v1/tickets", self.ticket),
+        ]
+
+    # ── at the door ──────────────────────────────────────────────────────────────────────────────
+
     def middleware(self) -> Middleware:
+        """Sets ``request["caller"]``: ``None`` where none is needed, or a ticket shall bring him."""
+
         @web.middleware
         async def admit(request: web.Request, handler: Handler) -> web.StreamResponse:
-            refusal = self.refusal(request)
+            request["caller"] = None
+            refusal = await self.refusal(request)
             if refusal is not None:
                 _protect(refusal)
                 return refusal
@@ -118,42 +224,117 @@ class Access:
 
         return admit
 
-    def refusal(self, request: web.Request) -> web.Response | None:
+    async def refusal(self, request: web.Request) -> web.Response | None:
         """Why the request is refused; ``None`` if it is not."""
         hosts, origins = request.headers.getall("Host", []), request.headers.getall("Origin", [])
         if len(hosts) != 1 or hosts[0].lower() not in self.hosts:
             return problem(403, "forbidden", "this host name is not one of ours: see gateway.allowed_hosts")
         if len(origins) > 1 or (origins and origins[0].lower() not in self.origins):
             return problem(403, "forbidden", "this origin is not one of ours: see gateway.allowed_origins")
-        if request.path in OPEN or self._is_bearer(request) or self._is_our_page(request, hosts[0], origins):
+        if _route(request) in OPEN:
             return None
-        if request.path == "/" and request.method == "GET":
-            return self._sign_in.response(401, WWW_Authenticate=REALM)
-        return problem(401, "unauthenticated", "send the token as `Authorization: Bearer …`", WWW_Authenticate=REALM)
+        credentials = request.headers.getall("Authorization", [])
+        caller = await self._bearer(credentials) if credentials else self._our_page(request, hosts[0], origins)
+        if caller is None:
+            return self._stranger(request, bool(credentials), bool(origins))
+        request["caller"] = caller
+        self.tokens.note_use(caller.token_id)
+        return _forbidden(request, caller)
 
-    def _is_bearer(self, request: web.Request) -> bool:
-        scheme, _, value = request.headers.get("Authorization", "").partition(" ")
-        return scheme.lower() == "bearer" and hmac.compare_digest(_bytes(value.strip()), self._token)
+    async def _bearer(self, credentials: list[str]) -> Caller | None:
+        scheme, _, secret = credentials[0].partition(" ")
+        if len(credentials) > 1 or scheme.lower() != "bearer":
+            return None
+        return await self.tokens.find(secret.strip())
 
-    def _is_our_page(self, request: web.Request, host: str, origins: list[str]) -> bool:
-        if not hmac.compare_digest(_bytes(request.cookies.get(self.cookie, "")), self._pass.encode()):
-            return False
+    def _our_page(self, request: web.Request, host: str, origins: list[str]) -> Caller | None:
+        given = self._passes.open(request.cookies.get(self.cookie, ""))
+        if given is None or self._wall() >= given.ends_ms:
+            return None
         if origins:
-            return origins[0].lower().partition("://")[2] == host.lower()
-        if request.method != "GET" or "Upgrade" in request.headers:
-            return False
-        site = request.headers.get("Sec-Fetch-Site")
-        return site == "same-origin" or (site == "none" and request.headers.get("Sec-Fetch-Mode") == "navigate")
+            ours = origins[0].lower().partition("://")[2] == host.lower()
+        elif request.method != "GET" or "Upgrade" in request.headers:
+            ours = False
+        else:
+            site = request.headers.get("Sec-Fetch-Site")
+            ours = site == "same-origin" or (site == "none" and request.headers.get("Sec-Fetch-Mode") == "navigate")
+        return self.current(given.token_id) if ours else None
+
+    def _stranger(self, request: web.Request, tried: bool, from_page: bool) -> web.Response | None:
+        if tried and self.failures.too_many():
+            return problem(429, "too_many", "too many wrong tokens; wait a moment", Retry_After="1")
+        if tried or not (from_page and _is_stream(request)):
+            if _route(request) == "/" and request.method == "GET":
+                return self._sign_in.response(401, WWW_Authenticate=REALM)
+            return _unauthenticated()
+        return None
+
+    # ── signing in and out ───────────────────────────────────────────────────────────────────────
 
     async def login(self, request: web.Request) -> web.Response:
-        """The token for a cookie: what the page does once, so that the token need not stay in it."""
-        if not self._is_bearer(request):
-            return problem(
-                401, "unauthenticated", "send the token as `Authorization: Bearer …`", WWW_Authenticate=REALM
-            )
+        """A token for a cookie: what the page does once, so that the token need not stay in it."""
+        caller: Caller = request["caller"]
+        if "Authorization" not in request.headers:  # a cookie shall not prolong itself
+            return _unauthenticated()
+        now = self._wall()
+        ends_ms = now + COOKIE_S * 1000
+        if caller.expires_ms is not None:
+            ends_ms = min(ends_ms, caller.expires_ms)
         response = web.Response(status=204)
-        response.set_cookie(self.cookie, self._pass, httponly=True, samesite="Strict", path="/")
+        response.set_cookie(
+            self.cookie,
+            self._passes.close(Pass(caller.token_id, ends_ms)),
+            max_age=(ends_ms - now) // 1000,
+            httponly=True,
+            secure=request.headers.get("Origin", "").lower().startswith("https://"),
+            samesite="Strict",
+            path="/",
+        )
         return response
+
+    async def logout(self, _: web.Request) -> web.Response:
+        """Make the browser forget its cookie."""
+        response = web.Response(status=204)
+        response.set_cookie(self.cookie, "", max_age=0, httponly=True, samesite="Strict", path="/")
+        return response
+
+    async def ticket(self, request: web.Request) -> web.Response:
+        """A ticket that opens one socket, once, as whoever asks for it."""
+        caller: Caller = request["caller"]
+        try:
+            if self._tickets is None:
+                raise Full
+            text = self._tickets.issue(caller.token_id)
+        except (Full, OSError):
+            return problem(503, "busy", "no ticket can be made now; try again", Retry_After="2")
+        body = msgspec.json.encode({"ticket": text, "expires_in_s": TICKET_S})
+        return web.Response(status=201, body=body, content_type="application/json")
+
+
+def _route(request: web.Request) -> str | None:
+    """What it was routed to, however the path was written."""
+    resource = request.match_info.route.resource
+    return None if resource is None else resource.canonical
+
+
+def _is_stream(request: web.Request) -> bool:
+    upgrade = request.headers.get("Upgrade", "").lower()
+    return request.method == "GET" and _route(request) == STREAM and upgrade == "websocket"
+
+
+def _forbidden(request: web.Request, caller: Caller) -> web.Response | None:
+    if _route(request) in WHOLE and not caller.everywhere:
+        return problem(403, "forbidden", "this tells of all projects: use a token that opens them all")
+    if _route(request) in REPORTS and not caller.writes:
+        return problem(403, "forbidden", "this token only reads: use one that was made without --read-only")
+    # What is packed small may be without end.
+    if request.headers.get("Content-Encoding", "identity").strip().lower() != "identity":
+        return problem(415, "unsupported", "send the body as it is, without Content-Encoding")
+    return None
+
+
+def _unauthenticated() -> web.Response:
+    return problem(401, "unauthenticated", "send a token as `Authorization: Bearer …`", WWW_Authenticate=REALM)
 
 
 class Page:
@@ -161,7 +342,7 @@ class Page:
 
     def __init__(self, name: str) -> None:
         self.body = resources.files("gateway").joinpath("web", name).read_bytes()
-        self._type = {"html": "text/html", "js": "text/javascript", "css": "text/css"}[name.rpartition(".")[2]]
+        self._type = TYPES[name.rpartition(".")[2]]
         scripts, styles = (_hashes(self.body, tag) for tag in (b"script", b"style"))
         self._policy = "; ".join(
             (
@@ -169,7 +350,7 @@ class Page:
                 f"script-src 'self'{scripts}",
                 f"style-src 'self'{styles}",
                 "connect-src 'self'",
-                "img-src data:",
+                "img-src 'self' data:",
                 "base-uri 'none'",
                 "form-action 'none'",
                 "frame-ancestors 'none'",
@@ -199,7 +380,3 @@ def _protect(response: web.StreamResponse) -> None:
 
 def _slug(reason: str) -> str:
     return reason.lower().replace(" ", "_")
-
-
-def _bytes(text: str) -> bytes:
-    return text.encode("utf-8", "surrogateescape")

@@ -9,31 +9,47 @@ from aiohttp import web
 
 from gateway import public
 from gateway.access import Access, Page, problem
+from gateway.cors import Cors
+from gateway.feeds import WAIT_S, Bad, Events, Poll, cursor_of, seconds_of, standing, unshown
 from gateway.hub import Away, Hub
 from gateway.ingest import MAX_BYTES, RETRY_AFTER, Recorder, answer, busy, handler
-from gateway.socket import Socket, Tally
+from gateway.session import Close
+from gateway.shelf import Shelf
+from gateway.socket import Socket, Tally, agree
+from gateway.tokens import Caller
+from pipeline import frames
 from pipeline.catalog import CatalogUnavailable, Project
 from pipeline.runtime import metrics
 from pipeline.runtime.clock import CLOCK, now_ns
 from pipeline.runtime.process import Process
 
-MAX_SOCKETS: Final = 500
 MAX_STRANGERS: Final = 32
-PAGES: Final = {"/": "index.html", "/page.js": "page.js", "/client.js": "client.js", "/page.css": "page.css"}
+MODULES: Final = ("ages", "arrange", "board", "card", "client", "html", "live", "page", "story", "theme", "words")
+PAGES: Final = {
+    "/": "index.html",
+    **{f"/{name}.js": f"{name}.js" for name in MODULES},
+    **{f"/{name}": name for name in ("page.css", "icon.svg", "vendor/preact.js", "vendor/htm.js")},
+}
 
 
 def make(process: Process, hub: Hub, recorder: Recorder, access: Access, tally: Tally) -> web.Application:
     """The application: every route behind one middleware."""
-    routes = Routes(process, hub, recorder, tally)
-    app = web.Application(middlewares=[access.middleware()], client_max_size=MAX_BYTES)
+    routes = Routes(process, hub, recorder, tally, access)
+    cors = Cors(access)
+    app = web.Application(middlewares=[cors.middleware(), access.middleware()], client_max_size=MAX_BYTES)
+    app.on_response_prepare.extend((cors.share, agree))
     app.router.add_get("/healthz", routes.healthz)
     app.router.add_get("/readyz", routes.readyz)
     app.router.add_get("/metrics", routes.metrics)
-    app.router.add_post("/v1/login", access.login)
+    app.add_routes(access.routes())
     app.router.add_post("/v1/events", handler(recorder, hub))
     app.router.add_get("/v1/stream", routes.stream, allow_head=False)
     app.router.add_get("/v1/projects", routes.projects)
     app.router.add_get("/v1/projects/{project}/snapshot", routes.snapshot)
+    app.router.add_get("/v1/projects/{project}/changes", routes.changes, allow_head=False)
+    app.router.add_get("/v1/projects/{project}/events", routes.events, allow_head=False)
+    app.router.add_get("/v1/schema", routes.schema)
+    app.router.add_get("/v1/schema/{name}", routes.schema)
     app.router.add_get("/v1/projects/{project}/workspaces/{workspace}/explain", routes.explain)
     for path, name in PAGES.items():
         app.router.add_get(path, _page(Page(name)))
@@ -41,10 +57,10 @@ def make(process: Process, hub: Hub, recorder: Recorder, access: Access, tally: 
 
 
 class Routes:
-    def __init__(self, process: Process, hub: Hub, recorder: Recorder, tally: Tally) -> None:
+    def __init__(self, process: Process, hub: Hub, recorder: Recorder, tally: Tally, access: Access) -> None:
         self._process, self._hub, self._recorder, self._tally = process, hub, recorder, tally
-        self._heartbeat_ms = process.settings.gateway.heartbeat_ms
-        self._send_buffer = process.settings.gateway.send_buffer
+        self._access = access
+        self._settings = process.settings.gateway
 
     # ── for operators ────────────────────────────────────────────────────────────────────────────
 
@@ -86,26 +102,69 @@ class Routes:
     # ── for clients ──────────────────────────────────────────────────────────────────────────────
 
     async def stream(self, request: web.Request) -> web.StreamResponse:
-        clients = self._hub.clients
-        if len(clients) >= MAX_SOCKETS:
-            return busy("too many sockets are open; try again later")
-        if sum(not client.session.greeted for client in clients) >= MAX_STRANGERS:
+        if len(self._hub.strangers) >= MAX_STRANGERS:
             return busy("too many sockets have not said hello yet; try again")
         if self._process.stopping.is_set():
             return busy("shutting down; try again")
-        client = Socket(self._hub, self._tally, self._heartbeat_ms, request)
-        return await client.run(request, self._send_buffer)
+        settings = self._settings
+        client = Socket(
+            self._hub,
+            self._tally,
+            settings.heartbeat_ms,
+            request,
+            caller=request["caller"],
+            redeem=self._redeem,
+            current=self._access.current,
+            compress=settings.compress,
+        )
+        return await client.run(request, settings.send_buffer)
 
-    async def projects(self, _: web.Request) -> web.Response:
-        """Projects with their names, as far as the catalog answers, and how far each has got here."""
-        hub = self._hub
+    async def events(self, request: web.Request) -> web.StreamResponse:
+        """The stream for whoever can only listen: Server-Sent Events of one project."""
+        settings = self._settings
+        given = "Last-Event-ID" if "Last-Event-ID" in request.headers else "since"
+        asked = request.headers.get(given) if given != "since" else request.query.get(given)
+        try:
+            cursor = cursor_of(asked, given) if asked else None
+        except Bad as bad:
+            return _bad(bad)
+        project = request.match_info["project"]
+        if (refused := self._crowded()) is not None:
+            return refused
+        if self._hub.settled and self._shelf(request) is None:
+            return _no_project()
+        feed = Events(self._hub, self._tally, settings.heartbeat_ms, request, self._access.current)
+        return await feed.run(request, project, cursor, settings.send_buffer)
+
+    async def changes(self, request: web.Request) -> web.Response:
+        """What came after a cursor, as soon as there is anything."""
+        try:
+            since = cursor_of(request.query.get("since", ""), "since")
+            wait_s = seconds_of(request.query.get("wait", f"{WAIT_S:g}"), "wait")
+        except Bad as bad:
+            return _bad(bad)
+        if (refused := self._crowded()) is not None:
+            return refused
+        assert request.transport is not None
+        poll = Poll(
+            self._hub,
+            request.match_info["project"],
+            request["caller"],
+            self._access.current,
+            request.transport,
+        )
+        return await poll.answer(since, wait_s)
+
+    async def projects(self, request: web.Request) -> web.Response:
+        """The caller's projects with their names, as far as the catalog answers, and how far each has got here."""
+        hub, caller = self._hub, _caller(request)
         named: dict[str, Project] = {}
         try:
             named = {project.id: project for project in await asyncio.to_thread(self._read_projects)}
         except CatalogUnavailable:
             pass  # what runs is shown all the same
         told = []
-        for id_ in sorted(named.keys() | hub.follower.replicas.keys()):
+        for id_ in sorted(filter(caller.may, named.keys() | hub.follower.replicas.keys())):
             shelf = hub.shelf(id_)
             shown = shelf if shelf is not None and shelf.loaded else None
             told.append(
@@ -121,14 +180,12 @@ class Routes:
         return answer({"projects": told, "settled": hub.settled, "stale": hub.stale})
 
     async def snapshot(self, request: web.Request) -> web.Response:
-        hub = self._hub
-        shelf = hub.shelf(request.match_info["project"])
-        if shelf is None and hub.settled:
-            return _no_project()
-        if shelf is None or not shelf.loaded:
-            return problem(503, "loading", "the first census is not complete; try again", Retry_After="1")
-        tag = f'"{shelf.epoch}.{shelf.version}"'
-        headers = {"ETag": tag, "Cache-Control": "no-cache"}
+        shelf = self._shelf(request)
+        refused = unshown(self._hub, shelf)
+        if refused is not None or shelf is None:
+            return refused or _no_project()
+        tag = f'"{shelf.cursor}"' if shelf.complete else f'"{shelf.cursor}.incomplete"'
+        headers = {"ETag": tag, "Cache-Control": "no-cache", **standing(self._hub)}
         asked = request.headers.get("If-None-Match", "")
         if any(one.strip().removeprefix("W/") in (tag, "*") for one in asked.split(",")):
             return web.Response(status=304, headers=headers)
@@ -137,15 +194,57 @@ class Routes:
     async def explain(self, request: web.Request) -> web.Response:
         """Why a workspace's values are what they are, in public terms."""
         project, workspace = request.match_info["project"], request.match_info["workspace"]
-        if self._hub.shelf(project) is None:
+        group = request.query.get("group", "")
+        if self._shelf(request) is None:
             return _no_project()
         try:
-            found = await self._hub.explain(workspace, request.query.get("group", ""))
+            found = await self._hub.explain(workspace, group)
+            if group and found is not None and not found.rulings:
+                found = await self._hub.explain(workspace, "")
         except Away:
             return busy("the aggregator does not answer; try again")
         if found is None or found.project != project:
             return problem(404, "not_found", "the project has no such workspace")
-        return answer(public.explained(found, now_ns(), CLOCK))
+        told = public.explained(found, now_ns(), CLOCK)
+        if group and group not in told["groups"]:
+            known = sorted(told["groups"])
+            message = f"group: nobody has looked at such a group of this workspace; there are {', '.join(known)}"
+            return answer({"code": "not_found", "message": message, "field": "group", "groups": known}, 404)
+        return answer(told)
+
+    async def schema(self, request: web.Request) -> web.Response:
+        """What the messages look like, for programs."""
+        from gateway import schema  # hardly anybody asks
+
+        documents = schema.documents()
+        name = request.match_info.get("name")
+        if name is None:
+            return answer(documents)
+        if name not in documents:
+            return problem(404, "not_found", f"there is no such document; there are {', '.join(documents)}")
+        return answer(documents[name])
+
+    # ── what they share ──────────────────────────────────────────────────────────────────────────
+
+    def _shelf(self, request: web.Request) -> Shelf | None:
+        """Of the project in the path; ``None`` if there is none, or none for this caller."""
+        project = request.match_info["project"]
+        return self._hub.shelf(project) if _caller(request).may(project) else None
+
+    def _crowded(self) -> web.Response | None:
+        if self._hub.crowded:
+            return busy("there are as many clients as there may be; try again later")
+        if self._process.stopping.is_set():
+            return busy("shutting down; try again")
+        return None
+
+    def _redeem(self, ticket: str) -> Caller | Close:
+        caller = self._access.redeem(ticket)
+        if caller is not None:
+            return caller
+        if self._access.expired(ticket):
+            return Close(frames.TICKET_EXPIRED, "this ticket has expired: get another one")
+        return Close(frames.UNAUTHENTICATED, "this is no ticket, or it was used: get another one")
 
     def _read_projects(self) -> list[Project]:
         return self._recorder.open().projects()
@@ -153,6 +252,16 @@ class Routes:
 
 def _no_project() -> web.Response:
     return problem(404, "not_found", "there is no such project, or you may not see it")
+
+
+def _bad(bad: Bad) -> web.Response:
+    return answer({"code": "bad_request", "message": f"{bad.field}: {bad}", "field": bad.field}, 400)
+
+
+def _caller(request: web.Request) -> Caller:
+    """Whoever is admitted has a name on every route but the stream."""
+    caller: Caller = request["caller"]
+    return caller
 
 
 def _page(page: Page) -> Any:

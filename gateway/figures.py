@@ -39,17 +39,17 @@ class Figures(Collector):
         closed = CounterMetricFamily("treewire_sockets_closed", "Sockets closed by us, by code.", labels=["code"])
         for code, count in tally.closed.items():
             closed.add_metric([str(code)], count)
-        subscriptions = GaugeMetricFamily("treewire_subscribers", "Sockets that follow a project.", labels=["project"])
+        subscriptions = GaugeMetricFamily("treewire_subscribers", "Clients that follow a project.", labels=["project"])
         for project, readers in hub.readers.items():
             subscriptions.add_metric([project], len(readers))
         encoded = sum(shelf.encoded for shelf in hub.shelves.values())
         return [
             closed,
             subscriptions,
-            GaugeMetricFamily("treewire_clients", "Open sockets.", value=len(hub.clients)),
+            GaugeMetricFamily("treewire_clients", "Sockets, event streams, long-polls.", value=len(hub.clients)),
             GaugeMetricFamily("treewire_tick_seconds", "Time between two rounds of frames.", value=hub.tick()),
             GaugeMetricFamily("treewire_stale", "Whether the aggregator is not heard.", value=int(hub.stale)),
-            CounterMetricFamily("treewire_sockets_opened", "Sockets opened.", value=tally.opened),
+            CounterMetricFamily("treewire_sockets_opened", "Sockets and event streams opened.", value=tally.opened),
             CounterMetricFamily("treewire_frames_encoded", "Encodings, shared by all at one cursor.", value=encoded),
             CounterMetricFamily("treewire_writes", "Writes to sockets.", value=tally.writes),
             CounterMetricFamily("treewire_sent_bytes", "Bytes written to sockets.", value=tally.bytes),

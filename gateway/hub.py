@@ -8,17 +8,18 @@ take more is passed over and tried again: nothing here waits for a client, and n
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Final, Protocol
 
-from gateway.session import Close, Session
+from gateway.session import Close
 from gateway.shelf import Shelf
 from pipeline import bus, frames, wire
 from pipeline.domain.model import Look
 from pipeline.follow import Follower
 from pipeline.runtime.beat import read_beats
 from pipeline.runtime.clock import now_ns
+from pipeline.runtime.settings import Gateway
 
 TICK_PER_CLIENT_S: Final = 40e-6
 TICK_MIN_S: Final = 0.004
@@ -34,16 +35,36 @@ WATCHED: Final = {"reconciler": "reconciler", "git": "dispatcher", "sources": "s
 
 
 class Client(Protocol):
-    """A socket, as the hub sees it."""
+    """Whoever follows projects over one connection, as the hub sees it."""
 
-    session: Session
+    @property
+    def projects(self) -> Collection[str]:
+        """What it follows now."""
+        ...
+
+    @property
+    def greeted(self) -> bool:
+        """Whether it has said who it is."""
+        ...
 
     def flush(self, now: int) -> bool:
-        """Send what is due if the socket can take it. False: it could not take all of it; try again."""
+        """Send what is due if the connection can take it. False: it could not take all of it; try again."""
+        ...
+
+    def beat_due(self, now: int) -> bool:
+        """Whether a heartbeat is due."""
+        ...
+
+    def hurry(self) -> None:
+        """Make the next heartbeat due now."""
         ...
 
     def check(self, now: int) -> None:
         """Close it if the client broke off or fell silent."""
+        ...
+
+    def regrant(self) -> None:
+        """What tokens open has changed."""
         ...
 
     def close(self, why: Close) -> None:
@@ -56,9 +77,13 @@ class Away(Exception):
 
 
 class Hub:
-    def __init__(self, run_dir: Path, name: str, database: Callable[[], str]) -> None:
+    def __init__(
+        self, run_dir: Path, name: str, database: Callable[[], str], max_clients: int = Gateway().max_sockets
+    ) -> None:
+        self.max_clients = max_clients
         self.shelves: dict[str, Shelf] = {}
         self.clients: set[Client] = set()
+        self.strangers: set[Client] = set()  # clients that have not said hello
         self.readers: dict[str, set[Client]] = {}
         self.flushes = 0
         self.unsent = 0
@@ -126,12 +151,20 @@ class Hub:
 
     # ── clients ──────────────────────────────────────────────────────────────────────────────────
 
+    @property
+    def crowded(self) -> bool:
+        """Whether there are as many clients as there may be; strangers do not count."""
+        return len(self.clients) - len(self.strangers) >= self.max_clients
+
     def add(self, client: Client) -> None:
         self.clients.add(client)
         self._watching[client] = frozenset()
+        if not client.greeted:
+            self.strangers.add(client)
 
     def remove(self, client: Client) -> None:
         self.clients.discard(client)
+        self.strangers.discard(client)
         self._behind.discard(client)
         for project in self._watching.pop(client, ()):
             self._unwatch(project, client)
@@ -140,13 +173,15 @@ class Hub:
         """A client said something: send what it is owed, and remember what it follows now."""
         if client not in self._watching:
             return
+        if client in self.strangers and client.greeted:
+            self.strangers.discard(client)
         self._flush_one(client, now_ns())
         self._reindex(client)
         if client in self._behind:
             self._schedule(RETRY_S)
 
     def _reindex(self, client: Client) -> None:
-        before, after = self._watching[client], frozenset(client.session.projects)
+        before, after = self._watching[client], frozenset(client.projects)
         if before != after:
             for project in before - after:
                 self._unwatch(project, client)
@@ -233,10 +268,10 @@ class Hub:
         news, self._health = health != self._health, health
         for client in [*self.clients]:
             if news:
-                client.session.hurry_heartbeat()  # nobody shall learn only with the next one that all has gone stale
+                client.hurry()  # nobody shall learn only with the next one that all has gone stale
             client.check(now)
             if client in self._watching:
-                if client.session.heartbeat_due(now) or self._waits_for_nothing(client):
+                if client.beat_due(now) or self._waits_for_nothing(client):
                     self._flush_one(client, now)
                 self._reindex(client)
         if self._behind:
@@ -244,6 +279,17 @@ class Hub:
 
     def _waits_for_nothing(self, client: Client) -> bool:
         return self.settled and any(self.shelf(project) is None for project in self._watching[client])
+
+    def regrant(self) -> None:
+        """What tokens open has changed: whoever may no longer see something is told, and sent no more of it."""
+        now = now_ns()
+        for client in [*self.clients]:
+            client.regrant()
+            if client in self._watching:
+                self._flush_one(client, now)
+                self._reindex(client)
+        if self._behind:
+            self._schedule(RETRY_S)
 
     async def sweeping(self, heartbeat_ms: int) -> None:
         """Sweep for ever; with nobody connected, hardly ever."""

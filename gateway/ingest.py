@@ -19,6 +19,7 @@ from aiohttp import web
 
 from gateway.access import problem
 from gateway.hub import Hub
+from gateway.tokens import OPERATOR, Caller
 from pipeline import catalog
 from pipeline.bridges import event as bridge
 from pipeline.bridges.event import Event, EventError
@@ -56,12 +57,13 @@ class Written(NamedTuple):
 
 
 class Batch:
-    """One request: its events as decoded, the clock as it arrived, and who waits for the outcome."""
+    """One request: its events as decoded, whose it is, the clock as it arrived, and who waits for the outcome."""
 
-    __slots__ = ("done", "events", "now_ns", "wall_ms")
+    __slots__ = ("caller", "done", "events", "now_ns", "wall_ms")
 
-    def __init__(self, events: list[Any], done: Callable[[Written | Exception], object]) -> None:
+    def __init__(self, events: list[Any], caller: Caller, done: Callable[[Written | Exception], object]) -> None:
         self.events = events
+        self.caller = caller
         self.done = done
         self.now_ns, self.wall_ms = now_ns(), wall_ms()
 
@@ -94,8 +96,8 @@ class Recorder:
         if self._catalog is not None:
             self._catalog.close()
 
-    async def take(self, events: list[Any]) -> Written:
-        """Write these events. Raises `Refused`, `Busy` or `CatalogUnavailable`."""
+    async def take(self, events: list[Any], caller: Caller = OPERATOR) -> Written:
+        """Write these events of the caller's projects. Raises `Refused`, `Busy` or `CatalogUnavailable`."""
         loop = asyncio.get_running_loop()
         outcome: asyncio.Future[Written] = loop.create_future()
 
@@ -111,7 +113,7 @@ class Recorder:
             if self._waiting + len(events) > MAX_WAITING:
                 raise Busy
             self._waiting += len(events)
-        self._batches.put(Batch(events, lambda result: loop.call_soon_threadsafe(settle, result)))
+        self._batches.put(Batch(events, caller, lambda result: loop.call_soon_threadsafe(settle, result)))
         return await asyncio.wait_for(outcome, TAKE_S)
 
     def open(self) -> Catalog:
@@ -202,10 +204,10 @@ class Recorder:
         observed, mine = [], dict(born)
         for index, native in enumerate(batch.events):
             try:
-                event = bridge.of(self._placed(store, native))
+                event = bridge.of(self._placed(store, native, batch.caller))
             except EventError as error:
                 raise Refused(index, error.path, error.problem) from None
-            self._exists(index, event, mine)
+            self._exists(index, event, mine, batch.caller)
             observed.append(
                 Observed(
                     project=event.project,
@@ -222,7 +224,7 @@ class Recorder:
         born.update(mine)
         return observed
 
-    def _placed(self, store: Catalog, native: Any) -> Any:
+    def _placed(self, store: Catalog, native: Any, caller: Caller) -> Any:
         """A hook knows the folder that it runs in, and no id: it may name the workspace by a path."""
         path = native.get("workspace") if isinstance(native, dict) else None
         if not isinstance(path, str) or not os.path.isabs(path):
@@ -231,17 +233,19 @@ class Recorder:
             found = store.workspace_at(path)
         except ValueError:  # a null byte
             found = None
-        if found is None:
+        if found is None or not caller.may(found.project):
             raise EventError("workspace", "no workspace that treewire follows lies at this path")
         self._known[found.id] = found.project
         self._projects.add(found.project)
         return {"project": found.project, **native, "workspace": found.id}
 
-    def _exists(self, index: int, event: Event, born: dict[str, str]) -> None:
-        if event.project not in self._projects:
+    def _exists(self, index: int, event: Event, born: dict[str, str], caller: Caller) -> None:
+        if event.project not in self._projects or not caller.may(event.project):
             raise Refused(index, "project", "there is no such project, or you may not see it")
         home = self._known.get(event.workspace) or born.get(event.workspace)
         if home is None and kind_of(event.group) == "life" and event.fields.get("phase") != "archived":
+            if all(value is None for value in event.fields.values()):
+                raise Refused(index, "fields", "say nothing of a workspace that is not known yet: give its name")
             born[event.workspace] = event.project
         elif home != event.project:
             raise Refused(index, "workspace", "the project has no such workspace: report its `life` first")
@@ -265,18 +269,18 @@ def handler(recorder: Recorder, hub: Hub) -> Callable[[web.Request], Any]:
         try:
             body = await request.read()
         except web.HTTPRequestEntityTooLarge:
-            return problem(413, "too_large", f"a request has at most {MAX_BYTES} bytes; send several")
+            return _unfit(413, f"has at most {MAX_BYTES} bytes; send several")
         try:
             native = msgspec.json.decode(body)
         except RecursionError:
-            return problem(400, "bad_event", "body: is nested too deeply")
+            return _unfit(400, "is nested too deeply")
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            return problem(400, "bad_event", f"body: is not JSON: {error}")
+            return _unfit(400, f"is not JSON: {error}")
         events = native if isinstance(native, list) else [native]
         if len(events) > MAX_EVENTS:
-            return problem(413, "too_large", f"a request has at most {MAX_EVENTS} events; send several")
+            return _unfit(413, f"has at most {MAX_EVENTS} events; send several")
         try:
-            written = await recorder.take(events) if events else Written([], [])
+            written = await recorder.take(events, request["caller"]) if events else Written([], [])
         except Refused as refused:
             return _refusal(refused, isinstance(native, list))
         except Busy:
@@ -302,6 +306,11 @@ def _refusal(refused: Refused, listed: bool) -> web.Response:
         "accepted": 0,
     }
     return answer(body, 400)
+
+
+def _unfit(status: int, message: str) -> web.Response:
+    code = "too_large" if status == web.HTTPRequestEntityTooLarge.status_code else "bad_event"
+    return answer({"code": code, "message": f"body: {message}", "field": "body", "accepted": 0}, status)
 
 
 def busy(message: str) -> web.Response:

@@ -2,7 +2,8 @@
 
 Several gateways (``gateway.processes``) listen on one address, and the kernel shares the connections out among them
 (SO_REUSEPORT): clients know one URL, and nobody needs a proxy. A single one does not ask for that, so that a port
-that is taken is an error and not a port shared with a stranger.
+that is taken is an error and not a port shared with a stranger. With ``gateway.ports = "range"`` each has a port of
+its own, counted from the one that is set, for a proxy that shares connections out itself.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import msgspec
 from aiohttp import web
 
 from gateway import app
-from gateway.access import Access, token_of
+from gateway.access import LOOPBACK, Access, token_of
 from gateway.figures import Figures
 from gateway.hub import Hub
 from gateway.ingest import Recorder
@@ -32,16 +33,28 @@ from pipeline.runtime.settings import Gateway
 
 BACKLOG: Final = 4096
 CHECK_S: Final = 3.0
+MAX_PORT: Final = 65_535
 
 
 async def main(process: Process) -> None:
     settings = process.settings
     gateway = settings.gateway
-    listening = bind(gateway, last_port(settings.url_path))
+    listening = bind(gateway, last_port(settings.url_path), process.index)
     port = listening.getsockname()[1]
-    access = Access(token_of(settings.token_path), gateway.host, port, gateway.allowed_hosts, gateway.allowed_origins)
+    base = port - _offset(gateway, process.index)
     recorder = Recorder(settings, process.log)
-    hub = Hub(settings.run_dir, process.name, lambda: recorder.state)
+    access = Access(
+        token_of(settings.token_path),
+        gateway.host,
+        base,  # a browser's cookie opens each of them
+        [*gateway.allowed_hosts, *(f"{name}:{port}" for name in {gateway.host, *LOOPBACK} if port != base)],
+        gateway.allowed_origins,
+        catalog=recorder.open,
+        run_dir=settings.run_dir,
+        log=process.log,
+    )
+    hub = Hub(settings.run_dir, process.name, lambda: recorder.state, gateway.max_sockets)
+    access.watch(hub.regrant)
     tally = Tally()
     Figures(process, hub, tally, recorder)
     runner = web.AppRunner(
@@ -49,12 +62,14 @@ async def main(process: Process) -> None:
         access_log=None,
         handle_signals=False,
         shutdown_timeout=FAREWELL_S + 0.5,
+        auto_decompress=False,  # what is packed small may be without end
     )
     await runner.setup()
     site = web.SockSite(runner, listening, backlog=BACKLOG)
     await site.start()
     url = address(gateway.host, port)
-    write_whole(settings.url_path, url + "\n")
+    if port == base:
+        write_whole(settings.url_path, url + "\n")
     process.figures["url"] = url
     if not _is_loopback(gateway.host):
         process.log.warning("listens beyond this host, unencrypted: put a TLS proxy in front", host=gateway.host)
@@ -62,6 +77,7 @@ async def main(process: Process) -> None:
     process.spawn(hub.sweeping(gateway.heartbeat_ms), "sweep")
     process.spawn(hub.interest(), "interest")
     process.spawn(checking(recorder), "catalog")
+    process.spawn(access.keep(), "access")
 
     await process.stopping.wait()
 
@@ -89,7 +105,12 @@ def last_port(url_path: Path) -> int:
         return 0
 
 
-def bind(gateway: Gateway, last: int = 0) -> socket.socket:
+def _offset(gateway: Gateway, index: int) -> int:
+    """How far the port of this one lies from the one that is set."""
+    return index if gateway.ports == "range" and gateway.port != 0 else 0
+
+
+def bind(gateway: Gateway, last: int = 0, index: int = 0) -> socket.socket:
     """Take the address; where the port may be any, the `last` one if it is free. Raises `OperatorError`."""
     if gateway.port == 0 and gateway.processes == 1 and last:
         try:
@@ -98,15 +119,18 @@ def bind(gateway: Gateway, last: int = 0) -> socket.socket:
             pass
     if gateway.port == 0 and gateway.processes > 1:
         raise OperatorError("gateway.port = 0 picks a port for one process: set a port, or gateway.processes = 1")
+    port = gateway.port + _offset(gateway, index)
+    if port > MAX_PORT:
+        raise OperatorError(f"gateway.port = {gateway.port} leaves no port for process {index}: set a lower one")
     try:
-        found = socket.getaddrinfo(gateway.host, gateway.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        found = socket.getaddrinfo(gateway.host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except OSError as error:
         raise OperatorError(f"gateway.host = {gateway.host!r} is no address: {error.strerror}") from None
     family, kind, protocol, _, where = found[0]
     listening = socket.socket(family, kind, protocol)
     try:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if gateway.processes > 1:
+        if gateway.processes > 1 and gateway.ports == "shared":
             listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         listening.bind(where)
         # Taken now, not when the first request is served: two that reuse an address may both bind it.
@@ -114,7 +138,7 @@ def bind(gateway: Gateway, last: int = 0) -> socket.socket:
     except OSError as error:
         listening.close()
         raise OperatorError(
-            f"cannot listen on {gateway.host}:{gateway.port}: {error.strerror}; set gateway.port to a free one"
+            f"cannot listen on {gateway.host}:{port}: {error.strerror}; set gateway.port to a free one"
         ) from None
     listening.setblocking(False)
     return listening

@@ -1,24 +1,29 @@
 """One client's protocol, without its socket: messages in, finished frames out. The rules it keeps:
 
-1. The first frame is ``hello``; what comes before, or twice, or does not decode, closes the session with a code.
+1. The first frame is ``hello``; what comes before, or twice, or does not decode, closes the session with a code. Who
+   nobody knows yet brings a ticket with it.
 2. A subscription is a cursor, never a queue: `due` says what a client needs *now* to be at the head, however long it
    was away. Memory per client is constant, and a slow one skips versions.
 3. Every cursor is answered: with a delta (an empty one if nothing changed), a snapshot or an error. Only one above
    the head waits, a moment: our own replica may be the one that is late.
 4. A heartbeat follows whatever brings the client to the head, so its hashes are of exactly the versions it holds.
 5. While an answer waits for the socket nothing more is read, so a client that asks and does not listen stalls itself.
+6. A project that the caller may not see does not exist for him. When that changes, `regrant` ends what he may not
+   follow any more.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Collection
-from typing import Final, NamedTuple, Protocol
+from collections.abc import Callable, Collection
+from typing import Final, NamedTuple, Protocol, TypeAlias
 
 from msgspec import Struct
 
 from gateway import framing
+from gateway.framing import Form
 from gateway.shelf import Shelf
+from gateway.tokens import OPERATOR, Caller
 from pipeline import frames
 
 AHEAD_WAIT_NS: Final = 1_500_000_000
@@ -35,6 +40,7 @@ class Limits(Struct, frozen=True):
     burst: int = 64
     subscriptions: int = 32
     unacked: int = 3
+    unready_ns: int = 60_000_000_000
 
 
 class Board(Protocol):
@@ -46,6 +52,16 @@ class Board(Protocol):
     @property
     def settled(self) -> bool:
         """Whether a census has told which projects there are: an unknown one does not exist."""
+        ...
+
+    @property
+    def stale(self) -> bool:
+        """Whether the aggregator is not heard."""
+        ...
+
+    @property
+    def crowded(self) -> bool:
+        """Whether there are as many clients as there may be."""
         ...
 
     def shelf(self, project: str) -> Shelf | None: ...
@@ -60,26 +76,51 @@ class Close(NamedTuple):
     reason: str
 
 
+Redeem: TypeAlias = Callable[[str], Caller | Close]
+
+
+def _no_tickets(_: str) -> Close:
+    return Close(frames.UNAUTHENTICATED, "tickets are not taken here")
+
+
 class Subscription:
-    """A cursor. `version` below 0: the client holds nothing that counts. `owed`: it waits for an answer."""
+    """A cursor. `version` below 0: the client holds nothing that counts. `owed`: it waits for an answer.
 
-    __slots__ = ("epoch", "id", "live", "owed", "project", "reason", "told", "version", "wait_until")
+    `granted`: the caller may see the project. `told`: when he was told that there is nothing to show yet, else 0.
+    """
 
-    def __init__(self, id_: int, project: str, epoch: str, version: int) -> None:
+    __slots__ = ("epoch", "granted", "id", "live", "owed", "project", "reason", "told", "version", "wait_until")
+
+    def __init__(self, id_: int, project: str, epoch: str, version: int, granted: bool) -> None:
         self.id = id_
         self.project = project
         self.epoch = epoch
         self.version = version
+        self.granted = granted
         self.reason: frames.Reason = "initial"
         self.owed = True
         self.live = False
-        self.told = False
+        self.told = 0
         self.wait_until = 0
 
 
 class Session:
-    def __init__(self, board: Board, heartbeat_ms: int, now: int, limits: Limits | None = None) -> None:
+    """`caller`: ``None`` while nobody knows who it is; `redeem` says whose a ticket is. `form`: how messages leave."""
+
+    def __init__(
+        self,
+        board: Board,
+        heartbeat_ms: int,
+        now: int,
+        limits: Limits | None = None,
+        *,
+        caller: Caller | None = OPERATOR,
+        redeem: Redeem = _no_tickets,
+        form: Form = framing.text,
+    ) -> None:
         self.limits = limits or Limits()
+        self.caller = caller
+        self.form = form
         self.greeted = False
         self.waits = False
         self.answers: deque[bytes] = deque()
@@ -87,7 +128,9 @@ class Session:
         self.n = 0
         self.acked = 0
         self.resyncs = 0
+        self._listens_only = False
         self._board = board
+        self._redeem = redeem
         self._heartbeat_ms = heartbeat_ms
         self._next_heartbeat = 0
         self._began = now
@@ -118,7 +161,7 @@ class Session:
         except frames.DecodeError as error:
             return Close(frames.BAD_FRAME, str(error))
         if isinstance(message, frames.Hello):
-            return self._hello(now)
+            return self._hello(message, now)
         if not self.greeted:
             return Close(frames.WRONG_PROTOCOL, "the first message must be hello")
         match message:
@@ -132,14 +175,32 @@ class Session:
                 self._ack(message)
         return None
 
-    def _hello(self, now: int) -> Close | None:
+    def follow(self, project: str, epoch: str, version: int, now: int) -> None:
+        """Begin for a client that can only listen: it has one subscription, and acknowledges nothing."""
+        self._listens_only = True
+        self._greet(now)
+        self._open(frames.Subscribe(1, project, epoch or None, None if version < 0 else version))
+
+    def _hello(self, hello: frames.Hello, now: int) -> Close | None:
         if self.greeted:
             return Close(frames.WRONG_PROTOCOL, "hello was said already")
+        if self.caller is None:
+            found = _no_ticket() if hello.ticket is None else self._redeem(hello.ticket)
+            if isinstance(found, Close):
+                return found
+            self.caller = found
+        if self.caller.projects is not None and not self.caller.projects:
+            return Close(frames.FORBIDDEN, "this token opens no project")
+        if self._board.crowded:
+            return Close(frames.TOO_MANY, "there are as many clients as there may be: see gateway.max_sockets")
+        self._greet(now)
+        return None
+
+    def _greet(self, now: int) -> None:
         self.greeted = True
         self._next_heartbeat = now + self._heartbeat_ms * 1_000_000
         bounds = frames.Bounds(self.limits.subscriptions, self.limits.frame_bytes)
         self._say(frames.Welcome(frames.PROTOCOL, self._board.epoch, self._heartbeat_ms, bounds))
-        return None
 
     def _subscribe(self, asked: frames.Subscribe) -> None:
         board = self._board
@@ -148,11 +209,31 @@ class Session:
         elif len(self.subscriptions) >= self.limits.subscriptions:
             most = self.limits.subscriptions
             self._say(frames.Error(asked.id, "too_many", f"one socket has at most {most} subscriptions"))
-        elif board.settled and board.shelf(asked.project) is None:
+        elif board.settled and (board.shelf(asked.project) is None or not self._may(asked.project)):
             self._say(frames.Error(asked.id, "not_found", "there is no such project, or you may not see it"))
         else:
-            version = -1 if asked.version is None or not asked.epoch else asked.version
-            self.subscriptions[asked.id] = Subscription(asked.id, asked.project, asked.epoch or "", version)
+            self._open(asked)
+
+    def _open(self, asked: frames.Subscribe) -> None:
+        version = -1 if asked.version is None or not asked.epoch else asked.version
+        granted = self._may(asked.project)
+        self.subscriptions[asked.id] = Subscription(asked.id, asked.project, asked.epoch or "", version, granted)
+
+    def _may(self, project: str) -> bool:
+        return self.caller is not None and self.caller.may(project)
+
+    def regrant(self, caller: Caller | None) -> Close | None:
+        """What the caller may see has changed; ``None``: nothing any more. What ends is said with the next `due`."""
+        if caller is None:
+            return Close(frames.REVOKED, "this token opens nothing any more")
+        self.caller = caller
+        for one in [*self.subscriptions.values()]:
+            if self._may(one.project):
+                one.granted = True
+            elif one.granted:
+                del self.subscriptions[one.id]
+                self._say(frames.End(one.id, "revoked"))
+        return None
 
     def _unsubscribe(self, asked: frames.Unsubscribe) -> None:
         if self.subscriptions.pop(asked.id, None) is None:
@@ -215,18 +296,25 @@ class Session:
             return Close(frames.HELLO_TIMEOUT, "no hello in time")
         if self.heartbeat_due(now) and self.n - self.acked >= self.limits.unacked:
             return Close(frames.NO_ACK, f"{self.limits.unacked} heartbeats were not acknowledged")
+        if self._board.stale and self._has_nothing(now - self.limits.unready_ns):
+            return Close(frames.NOT_READY, "there is nothing to show, and nobody to ask for it; try again")
         return None
 
+    def _has_nothing(self, since: int) -> bool:
+        """Whether all that it follows was told to wait, and that before `since`."""
+        following = self.subscriptions.values()
+        return bool(following) and all(not one.live and 0 < one.told <= since for one in following)
+
     def _advance(self, one: Subscription, now: int) -> bytes | None:
-        shelf = self._board.shelf(one.project)
+        shelf = self._board.shelf(one.project) if one.granted else None
         if shelf is None and (self._board.settled or one.live):
             del self.subscriptions[one.id]
-            return _frame(frames.End(one.id, "not_found"))
+            return self._frame(frames.End(one.id, "not_found"))
         if shelf is None or not shelf.loaded:
             if one.told:
                 return None
-            one.told = True
-            return _frame(frames.Loading(one.id))
+            one.told = max(now, 1)
+            return self._frame(frames.Loading(one.id))
         if one.version < 0:
             return self._snapshot(one, shelf, one.reason)
         if one.epoch != shelf.epoch:
@@ -235,7 +323,7 @@ class Session:
             return self._ahead(one, shelf, now)
         if one.version == shelf.version and not one.owed:
             return None
-        frame = shelf.delta(one.id, one.version)
+        frame = shelf.delta(one.id, one.version, self.form)
         if frame is None:
             return self._snapshot(one, shelf, "slow" if one.live else "floor")
         self._sent(one, shelf)
@@ -251,7 +339,7 @@ class Session:
 
     def _snapshot(self, one: Subscription, shelf: Shelf, reason: frames.Reason) -> bytes:
         self._sent(one, shelf)
-        return shelf.snapshot(one.id, reason)
+        return shelf.snapshot(one.id, reason, self.form)
 
     def _sent(self, one: Subscription, shelf: Shelf) -> None:
         one.epoch, one.version = shelf.epoch, shelf.version
@@ -259,17 +347,22 @@ class Session:
 
     def _heartbeat(self, now: int) -> bytes:
         self.n += 1
+        if self._listens_only:
+            self.acked = self.n
         self._next_heartbeat = now + self._heartbeat_ms * 1_000_000
         marks = {}
         for one in self.subscriptions.values():
             shelf = self._board.shelf(one.project)
             if shelf is not None and one.live and one.epoch == shelf.epoch and one.version == shelf.version:
                 marks[str(one.id)] = frames.Mark(shelf.version, shelf.hash(), shelf.complete)
-        return _frame(frames.Heartbeat(self.n, marks, self._board.health()))
+        return self._frame(frames.Heartbeat(self.n, marks, self._board.health()))
 
     def _say(self, message: frames.FromServer) -> None:
-        self.answers.append(_frame(message))
+        self.answers.append(self._frame(message))
+
+    def _frame(self, message: frames.FromServer) -> bytes:
+        return self.form(frames.encode(message), "")
 
 
-def _frame(message: frames.FromServer) -> bytes:
-    return framing.text(frames.encode(message))
+def _no_ticket() -> Close:
+    return Close(frames.UNAUTHENTICATED, "hello must bring a ticket: POST /v1/tickets makes one")

@@ -11,6 +11,7 @@ from typing import Any, Final
 from msgspec import Raw
 
 from gateway import framing, public
+from gateway.framing import Form
 from pipeline import frames
 from pipeline.domain import patch as merge_patch
 from pipeline.domain.replica import Replica
@@ -54,26 +55,37 @@ class Shelf:
             return str(self._once(("hash",), lambda: merge_patch.state_hash(self._state())))
         return self._held.hash()
 
-    def snapshot(self, id_: int, reason: frames.Reason) -> bytes:
+    @property
+    def cursor(self) -> str:
+        """Epoch and version, as HTTP names them."""
+        return f"{self.epoch}.{self.version}"
+
+    def snapshot(self, id_: int, reason: frames.Reason, form: Form = framing.text) -> bytes:
         """A finished frame."""
 
         def build() -> bytes:
             frame = frames.Snapshot(
                 id_, self.epoch, self.version, self.hash(), reason, self.complete, self._workspaces()
             )
-            return framing.text(frames.encode(frame))
+            return form(frames.encode(frame), self.cursor)
 
-        return self._bytes(("snapshot", id_, reason, self.complete), build)
+        return self._bytes(("snapshot", id_, reason, self.complete, form), build)
 
-    def delta(self, id_: int, from_: int) -> bytes | None:
+    def delta(self, id_: int, from_: int, form: Form = framing.text) -> bytes | None:
         """A finished frame from this version to the present one; ``None`` if there is no way from there."""
-        patch = self._once(("patch", from_), lambda: self._patch(from_))
+        found: bytes | None = self._ready.get((from_, id_, form))
+        if found is None and (patch := self._patch(from_)) is not None:
+            frame = frames.Delta(id_, self.epoch, from_, self.version, patch)
+            found = self._bytes((from_, id_, form), lambda: form(frames.encode(frame), self.cursor))
+        return found
+
+    def changes(self, from_: int) -> bytes | None:
+        """A delta as the body of an answer; ``None`` if there is no way from there."""
+        patch = self._patch(from_)
         if patch is None:
             return None
-        return self._bytes(
-            ("delta", id_, from_),
-            lambda: framing.text(frames.encode(frames.Delta(id_, self.epoch, from_, self.version, patch))),
-        )
+        told = frames.Changes(self.project, self.epoch, from_, self.version, self.hash(), self.complete, patch)
+        return self._bytes(("changes", from_, self.complete), lambda: frames.encode(told))
 
     def state(self) -> bytes:
         """The body of an HTTP snapshot."""
@@ -95,10 +107,13 @@ class Shelf:
         return self._ledger
 
     def _patch(self, from_: int) -> Any:
-        patch = self._held.since(from_)
-        if patch is None:
-            return None
-        return Raw(frames.encode(public.clean(patch) if self.foreign else patch))
+        """The patch from there, encoded; shared by every form and subscription."""
+
+        def build() -> Raw | None:
+            patch = self._held.since(from_)
+            return None if patch is None else Raw(frames.encode(public.clean(patch) if self.foreign else patch))
+
+        return self._once(("patch", from_), build)
 
     def _state(self) -> dict[str, Any]:
         return public.clean(self._held.state())

@@ -6,7 +6,7 @@ sends is read leniently by clients: they ignore types and fields that they do no
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Final, Literal, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, TypeAlias
 
 import msgspec
 from msgspec import Meta, Struct
@@ -17,8 +17,19 @@ SUBPROTOCOL: Final = "treewire.v1"
 Id: TypeAlias = Annotated[int, Meta(ge=0, le=2**31 - 1)]
 Version: TypeAlias = Annotated[int, Meta(ge=0, le=2**53 - 1)]
 Name: TypeAlias = Annotated[str, Meta(max_length=128)]
-Reason: TypeAlias = Literal["initial", "epoch", "floor", "ahead", "hash", "slow"]
 Health: TypeAlias = dict[str, Any]
+
+REASONS: Final = ("initial", "epoch", "floor", "ahead", "hash", "slow")
+ENDS: Final = ("revoked", "not_found", "unsubscribed")
+ERRORS: Final = ("forbidden", "not_found", "duplicate", "too_many")
+if TYPE_CHECKING:  # what we may send
+    Reason: TypeAlias = Literal["initial", "epoch", "floor", "ahead", "hash", "slow"]
+    Ended: TypeAlias = Literal["revoked", "not_found", "unsubscribed"]
+    Failed: TypeAlias = Literal["forbidden", "not_found", "duplicate", "too_many"]
+else:  # what a client must be able to read: a later release may know more
+    Reason = Annotated[str, Meta(examples=list(REASONS))]
+    Ended = Annotated[str, Meta(examples=list(ENDS))]
+    Failed = Annotated[str, Meta(examples=list(ERRORS))]
 
 # ── client → server ──────────────────────────────────────────────────────────────────────────────
 
@@ -66,6 +77,7 @@ class Resync(Struct, frozen=True, tag="resync"):
 
 
 FromClient: TypeAlias = Hello | Subscribe | Unsubscribe | Ack | Resync
+CLIENT: Final = (Hello, Subscribe, Unsubscribe, Ack, Resync)
 
 # ── server → client ──────────────────────────────────────────────────────────────────────────────
 
@@ -123,19 +135,22 @@ class Heartbeat(Struct, frozen=True, tag="heartbeat"):
 
 
 class End(Struct, frozen=True, tag="end"):
+    """The subscription is over, and its id free. Whoever wants it again subscribes again."""
+
     id: int
-    code: Literal["revoked", "not_found", "unsubscribed"]
+    code: Ended
 
 
 class Error(Struct, frozen=True, tag="error"):
     """One request failed; the socket and the other subscriptions go on."""
 
     id: int
-    code: Literal["forbidden", "not_found", "duplicate", "too_many"]
+    code: Failed
     message: str
 
 
 FromServer: TypeAlias = Welcome | Loading | Snapshot | Delta | Heartbeat | End | Error
+SERVER: Final = (Welcome, Loading, Snapshot, Delta, Heartbeat, End, Error)
 
 # ── HTTP ─────────────────────────────────────────────────────────────────────────────────────────
 
@@ -149,6 +164,25 @@ class State(Struct, frozen=True):
     hash: str
     complete: bool
     workspaces: dict[str, Any]
+
+
+class Changes(Struct, frozen=True, rename={"from_": "from"}):
+    """``GET /v1/projects/{project}/changes``: as a delta frame, with the hash at ``to``. Empty: nothing happened."""
+
+    project: str
+    epoch: str
+    from_: int
+    to: int
+    hash: str
+    complete: bool
+    patch: dict[str, Any]
+
+
+class Problem(Struct, frozen=True):
+    """Any answer that is not what was asked for: a code for programs, a sentence for people."""
+
+    code: str
+    message: str
 
 
 # ── closing ──────────────────────────────────────────────────────────────────────────────────────
@@ -178,3 +212,16 @@ encode = msgspec.json.Encoder().encode
 decode_client = msgspec.json.Decoder(FromClient).decode
 decode_server = msgspec.json.Decoder(FromServer).decode
 DecodeError = (msgspec.DecodeError, RecursionError, UnicodeDecodeError)
+
+
+class _Typed(Struct):
+    type: str
+
+
+_TYPES: Final = {kind.__struct_config__.tag for kind in SERVER}
+_decode_type = msgspec.json.Decoder(_Typed).decode
+
+
+def read_server(data: bytes | str) -> FromServer | None:
+    """As a client reads: ``None`` for a type that it does not know. Raises `DecodeError`."""
+    return decode_server(data) if _decode_type(data).type in _TYPES else None

@@ -1,215 +1,293 @@
-// The plain board: every project's workspaces, live. All text is set as text: names and branches come from anywhere.
+// The board's beginning: it follows what is live, keeps what the user chose, and renders both, seldom enough.
 
-import { Treewire } from "/client.js";
+import { render as paint } from "/vendor/preact.js";
+import { arrange } from "/arrange.js";
+import { Board } from "/board.js";
+import { html } from "/html.js";
+import { follow } from "/live.js";
+import { COLUMNS, status, title } from "/words.js";
 
 const RENDER_MS = 200;
-const PROJECTS_MS = 5000;
-const FIRST_PROJECT_MS = 1000;
-const AGE_MS = 10_000;
+const BATCH = 60; // cards of a column at first, and again each time its end comes into view
+const THEMES = ["", "light", "dark"];
+const root = document.getElementById("root");
+const icon = document.querySelector("link[rel=icon]");
 
-const CONNECTION = { connecting: "connecting", open: "live", waiting: "connection lost, trying again", refused: "refused" };
-const WORDS = {
-  checking_pr: "checking PR", waiting_for_ci: "waiting for CI", ci_failed: "CI failed", fixing_ci_failures: "fixing CI failures",
-  pr_closed: "PR closed", no_session_started: "no session yet",
+const ui = {
+  project: "", search: "", open: null, help: false, column: "waiting", allNeeds: false, most: fewest(),
+  theme: document.documentElement.dataset.theme ?? "",
+  canNotify: "Notification" in globalThis && Notification.permission !== "denied",
+  notify: "Notification" in globalThis && Notification.permission === "granted" && kept("notify") === "on",
 };
-if (location.hash.startsWith("#token=")) history.replaceState(null, "", "/"); // signed in already: do not keep it in view
 
-const board = document.getElementById("board");
-const connection = document.getElementById("connection");
-const health = document.getElementById("health");
-const views = new Map(); // project → what is subscribed, its view, its section
-let projects = []; // as the server listed them
-let settled = false; // whether there are no others
-let stale = false;
-
-function make(tag, className, ...children) {
-  const node = document.createElement(tag);
-  if (className) node.className = className;
-  node.append(...children);
-  return node;
+function fewest() {
+  return Object.fromEntries(COLUMNS.map((column) => [column, BATCH]));
 }
 
-function words(code) {
-  return WORDS[code] ?? String(code ?? "unknown").replaceAll("_", " ");
+function kept(name) {
+  try {
+    return localStorage.getItem("treewire." + name);
+  } catch {
+    return null;
+  }
 }
 
-function doing({ state, waiting_for, crashed }) {
-  if (crashed) return "crashed";
-  return words(state) + (waiting_for === undefined ? "" : " for " + words(waiting_for));
+function keep(name, value) {
+  try {
+    localStorage.setItem("treewire." + name, value);
+  } catch { /* then it holds for this page only */ }
 }
 
-function age(then) {
-  const seconds = Math.max(0, (Date.now() - then) / 1000);
-  if (seconds < 60) return Math.floor(seconds) + " s";
-  if (seconds < 3600) return Math.floor(seconds / 60) + " min";
-  if (seconds < 86_400) return Math.floor(seconds / 3600) + " h";
-  return Math.floor(seconds / 86_400) + " d";
+// ── the address: what one would want to send to somebody ─────────────────────────────────────────
+
+function readAddress() {
+  const asked = new URLSearchParams(location.hash.slice(1));
+  if (asked.has("token")) return; // signed in already: it shall not stay in view
+  ui.project = asked.get("project") ?? "";
+  ui.search = asked.get("search") ?? "";
+  const [project, id] = [asked.get("of") ?? ui.project, asked.get("workspace")];
+  ui.open = id && project ? { project, id } : null;
 }
 
-// ── rendering, at most every so often ────────────────────────────────────────────────────────────
+function writeAddress() {
+  const told = new URLSearchParams();
+  if (ui.project) told.set("project", ui.project);
+  if (ui.search.trim()) told.set("search", ui.search.trim());
+  if (ui.open) {
+    if (ui.open.project !== ui.project) told.set("of", ui.open.project);
+    told.set("workspace", ui.open.id);
+  }
+  const wanted = told.size ? "#" + told : "";
+  if (wanted !== location.hash) history.replaceState(null, "", location.pathname + wanted);
+}
 
-let pending = 0;
-let last = -RENDER_MS;
+// ── rendering: at once for who needs the user, otherwise once per burst ──────────────────────────
 
-function changed() {
-  if (pending) return;
-  pending = setTimeout(() => {
-    pending = 0;
-    last = performance.now();
-    render();
-  }, Math.max(0, last + RENDER_MS - performance.now()));
+let arranged;
+let timer = 0;
+let due = Infinity;
+let last = -Infinity;
+
+function changed(urgent) {
+  const now = performance.now();
+  const at = urgent ? now : Math.max(now, last + RENDER_MS);
+  if (at >= due) return;
+  clearTimeout(timer);
+  due = at;
+  timer = setTimeout(render, at - now);
 }
 
 function render() {
-  if (projects.length === 0 && !settled) return; // the skeleton stays
-  board.setAttribute("aria-busy", String([...views.values()].some((one) => one.view?.workspaces == null)));
-  if (projects.length === 0) {
-    board.replaceChildren(empty("No repository is followed yet.", "Add one in a terminal: ", "treewire project add PATH"));
-    return;
-  }
-  const sections = projects.filter(({ id }) => views.has(id)).map((project) => section(project, views.get(project.id)));
-  for (const [at, node] of sections.entries()) {
-    if (board.children[at] !== node) board.insertBefore(node, board.children[at] ?? null);
-  }
-  while (board.children.length > sections.length) board.lastChild.remove();
+  clearTimeout(timer);
+  due = Infinity;
+  arranged = arrange(live, ui);
+  signal(arranged.needed);
+  if (document.hidden) return; // nobody sees it; it is made good when somebody does
+  last = performance.now();
+  const held = document.activeElement?.dataset.open;
+  paint(html`<${Board} live=${live} ui=${ui} arranged=${arranged} act=${act} />`, root);
+  if (held !== undefined && document.activeElement === document.body) cardOf(held)?.focus({ preventScroll: true }); // it moved
 }
 
-function empty(what, hint, command) {
-  const next = make("p", "", hint, make("code", "", command));
-  return make("div", "empty", make("p", "", what), next);
+function redraw() {
+  writeAddress();
+  render();
 }
 
-function section(project, one) {
-  const view = one.view;
-  one.node ??= make("section", "project");
-  one.node.classList.toggle("old", stale || connection.dataset.state !== "open");
-  const workspaces = view?.workspaces ?? null;
-  const heading = make("h2", "", make("span", "", project.name));
-  if (workspaces === null) {
-    one.node.replaceChildren(heading, ...[1, 2, 3].map(() => make("div", "bone row")));
-    heading.append(make("small", "", "loading"));
-    return one.node;
-  }
-  const rows = Object.entries(workspaces).sort(byNeed);
-  heading.append(make("small", "", rows.length === 1 ? "1 workspace" : rows.length + " workspaces"), make("small", "", "version " + view.version));
-  if (view.verified === view.version) {
-    const mark = make("small", "verified", "✓ verified");
-    mark.title = "The hash of what you see equals the server's.";
-    heading.append(mark);
-  }
-  if (!view.complete) heading.append(make("small", "note", "incomplete: not every workspace fits"));
-  if (view.state === "degraded") heading.append(make("small", "note", "degraded: the state had to be fetched again and again"));
-  if (rows.length === 0) {
-    one.node.replaceChildren(heading, empty("No worktrees yet. New ones appear here by themselves.", "Make one: ", "git worktree add ../my-task -b my-task"));
-    return one.node;
-  }
-  const head = make("tr", "", ...["Workspace", "Status", "Changes", "Files", "Ahead / behind", "Sessions"].map((name, at) => {
-    const cell = make("th", at >= 2 && at <= 4 ? "number" : "", name);
-    cell.scope = "col";
-    return cell;
-  }));
-  one.node.replaceChildren(heading, make("table", "", make("thead", "", head), make("tbody", "", ...rows.map(row))));
-  return one.node;
+let signalled = null;
+
+/** How many need the user, where one looks while looking at something else: the tab's title and icon. */
+function signal(needed) {
+  if (needed === signalled) return;
+  signalled = needed;
+  document.title = needed ? `(${needed}) treewire` : "treewire";
+  icon.href = needed ? badge(needed) : "/icon.svg";
 }
 
-function byNeed([a, left], [b, right]) {
-  const need = Number(right.status?.needs_user ?? false) - Number(left.status?.needs_user ?? false);
-  const columns = ["waiting", "working", "done"];
-  const rank = (entry) => (columns.indexOf(entry.status?.column) + 4) % 4;
-  return need || rank(left) - rank(right) || String(left.life?.name ?? a).localeCompare(String(right.life?.name ?? b));
+function badge(needed) {
+  const text = needed > 99 ? "99" : String(needed);
+  const size = text.length > 1 ? 17 : 20;
+  return "data:image/svg+xml," + encodeURIComponent(
+    `<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 32 32"><rect width="32" height="32" rx="8" fill="#c2410c"/>` +
+    `<text x="16" y="23" text-anchor="middle" font-family="sans-serif" font-weight="700" font-size="${size}" fill="#fff">${text}</text></svg>`);
 }
 
-function row([id, entry]) {
-  const { life = {}, git = {}, status = {}, sessions = {} } = entry;
-  const branch = git.branch ?? life.branch;
-  const title = make("td", "title", make("span", "name", life.name ?? id));
-  if (branch !== undefined && branch !== life.name) title.append(" ", make("span", "branch", branch));
-  const state = make("td", "status", words(status.code));
-  if (status.column) state.dataset.column = status.column;
-  const changes = make("td", "number changes");
-  if (git.insertions !== undefined || git.deletions !== undefined) {
-    changes.append(make("span", "plus", "+" + (git.insertions ?? 0)), make("span", "minus", "−" + (git.deletions ?? 0)));
-  }
-  const distance = make("td", "number distance");
-  if (git.ahead !== undefined || git.behind !== undefined) distance.append("↑" + (git.ahead ?? 0) + " ↓" + (git.behind ?? 0));
-  const agents = make("td", "sessions");
-  for (const session of Object.values(sessions)) {
-    const one = make("span", "", (session.provider ?? session.name ?? "agent") + " " + doing(session) + " ");
-    if (session.changed_at !== undefined) {
-      const time = make("time", "", age(session.changed_at));
-      time.dataset.at = session.changed_at;
-      one.append(time);
-    }
-    agents.append(one);
-  }
-  const files = make("td", "number files", git.files === undefined ? "" : String(git.files));
-  const line = make("tr", status.needs_user ? "needs" : "", title, state, changes, files, distance, agents);
-  line.dataset.workspace = id;
-  return line;
+/** To whom asked for it and looks elsewhere: a name, and what kind of need. */
+function rose(project, id, entry) {
+  if (!ui.notify || document.hasFocus()) return;
+  const told = new Notification(title(id, entry), { body: status(entry.status?.code).label, tag: project + "/" + id, icon: "/icon.svg" });
+  told.onclick = () => {
+    window.focus();
+    act.open({ project, id });
+    told.close();
+  };
 }
 
-function told(state, detail) {
-  connection.dataset.state = state;
-  connection.textContent = CONNECTION[state] + (detail && state !== "open" ? ": " + detail : "");
-  changed();
-}
+// ── what the user does ───────────────────────────────────────────────────────────────────────────
 
-// ── what is followed ─────────────────────────────────────────────────────────────────────────────
-
-const client = new Treewire((location.protocol === "https:" ? "wss://" : "ws://") + location.host + "/v1/stream", {
-  change(project, view) {
-    const one = views.get(project);
-    if (!one) return;
-    one.view = view;
-    if (view.state === "gone") {
-      views.delete(project);
-      list();
-    }
-    changed();
+const act = {
+  choose(event) {
+    ui.project = event.target.value;
+    ui.most = fewest();
+    live.prefer(ui.project);
+    redraw();
   },
-  connection: told,
-  health(parts) {
-    stale = parts.aggregator === "stale";
-    const bad = Object.entries(parts).filter(([, state]) => state !== "ok").map(([part, state]) => part + " " + words(state));
-    health.textContent = bad.join(", ");
-    changed();
+  search(event) {
+    ui.search = event.target.value;
+    ui.most = fewest();
+    redraw();
   },
+  clear() {
+    ui.search = "";
+    redraw();
+    document.getElementById("search").focus();
+  },
+  column(event) {
+    ui.column = event.currentTarget.dataset.column;
+    redraw();
+    scrollTo(0, 0);
+  },
+  more(column) {
+    ui.most = { ...ui.most, [column]: ui.most[column] + BATCH };
+    redraw();
+  },
+  allNeeds() {
+    ui.allNeeds = !ui.allNeeds;
+    redraw();
+  },
+  open(which) {
+    ui.open = which;
+    ui.help = false;
+    redraw();
+  },
+  close() {
+    const key = ui.open && ui.open.project + "/" + ui.open.id;
+    ui.open = null;
+    redraw();
+    cardOf(key)?.focus({ preventScroll: true });
+  },
+  help() {
+    ui.help = true;
+    redraw();
+  },
+  unhelp() {
+    ui.help = false;
+    redraw();
+  },
+  theme() {
+    ui.theme = THEMES[(THEMES.indexOf(ui.theme) + 1) % THEMES.length];
+    if (ui.theme) document.documentElement.dataset.theme = ui.theme;
+    else delete document.documentElement.dataset.theme;
+    keep("theme", ui.theme);
+    redraw();
+  },
+  async notify() {
+    if (ui.notify) ui.notify = false;
+    else ui.notify = (await Notification.requestPermission()) === "granted";
+    ui.canNotify = Notification.permission !== "denied";
+    keep("notify", ui.notify ? "on" : "off");
+    redraw();
+  },
+  async copy(event) {
+    const button = event.currentTarget;
+    try {
+      await navigator.clipboard.writeText(button.dataset.copy);
+      button.textContent = "Copied";
+    } catch {
+      getSelection().selectAllChildren(button.previousElementSibling); // then by hand
+    }
+  },
+  skip(event) {
+    event.preventDefault(); // the fragment is ours
+    cards()[0]?.focus();
+  },
+};
+
+root.addEventListener("click", (event) => {
+  const key = event.target.closest("[data-open]")?.dataset.open;
+  if (key !== undefined) act.open(placeOf(key));
 });
 
-async function list() {
-  let answer;
-  try {
-    answer = await fetch("/v1/projects");
-  } catch {
-    return; // the connection's state says so already
-  }
-  if (answer.status === 401) location.replace("/");
-  if (!answer.ok) return;
-  const body = await answer.json();
-  projects = body.projects;
-  settled = body.settled;
-  const known = new Set(projects.map((project) => project.id));
-  for (const project of projects) {
-    if (!views.has(project.id)) {
-      const one = { view: null, node: null, end: null };
-      views.set(project.id, one);
-      one.end = client.subscribe(project.id);
-    }
-  }
-  for (const [id, one] of views) {
-    if (!known.has(id)) {
-      one.end();
-      views.delete(id);
-    }
-  }
-  changed();
+function placeOf(key) {
+  const at = key.indexOf("/"); // an id holds none
+  return { project: key.slice(0, at), id: key.slice(at + 1) };
 }
 
-history.replaceState(null, "", "/");
-(async function relist() {
-  if (document.visibilityState === "visible") await list();
-  setTimeout(relist, projects.length ? PROJECTS_MS : FIRST_PROJECT_MS);
-})();
-setInterval(() => {
-  for (const time of board.querySelectorAll("time")) time.textContent = age(Number(time.dataset.at));
-}, AGE_MS);
+function cards() {
+  return [...root.querySelectorAll(".card .open")].filter((card) => card.checkVisibility());
+}
+
+function cardOf(key) {
+  return cards().find((card) => card.dataset.open === key);
+}
+
+/** Go to a card: with the drawer open, in the drawer. */
+function go(key) {
+  if (key === undefined) return;
+  if (ui.open) act.open(placeOf(key));
+  else cardOf(key)?.focus();
+}
+
+function here() {
+  return ui.open ? ui.open.project + "/" + ui.open.id : document.activeElement?.dataset.open;
+}
+
+function step(by) {
+  const keys = cards().map((card) => card.dataset.open);
+  const at = keys.indexOf(here());
+  go(at === -1 ? keys[0] : keys[at + by]);
+}
+
+function nextNeed() {
+  const keys = arranged.needs.map((row) => row.key);
+  const key = keys[(keys.indexOf(here()) + 1) % keys.length];
+  if (key !== undefined && !ui.open && ui.column !== "waiting") {
+    ui.column = "waiting"; // on a narrow screen one column is shown at a time
+    redraw();
+  }
+  go(key);
+}
+
+function sideways(by) {
+  const lists = COLUMNS.map((column) => arranged.columns[column].map((row) => row.key));
+  const from = lists.findIndex((keys) => keys.includes(here()));
+  for (let at = from + by; at >= 0 && at < lists.length; at += by) {
+    if (lists[at].length) return go(lists[at][Math.min(Math.max(0, lists[from]?.indexOf(here()) ?? 0), lists[at].length - 1)]);
+  }
+}
+
+const KEYS = {
+  n: nextNeed,
+  j: () => step(1),
+  k: () => step(-1),
+  h: () => sideways(-1),
+  l: () => sideways(1),
+  "/": () => document.getElementById("search").select(),
+  "?": () => act.help(),
+};
+
+document.addEventListener("keydown", (event) => {
+  if (event.ctrlKey || event.metaKey || event.altKey || event.isComposing) return;
+  const field = event.target.closest("input, select, textarea");
+  if (event.key === "Escape" && field?.id === "search") {
+    if (ui.search) act.clear();
+    else field.blur();
+    event.preventDefault();
+  }
+  if (event.key === "Enter" && field?.id === "search") cards()[0]?.focus();
+  if (field || !Object.hasOwn(KEYS, event.key)) return;
+  if (ui.help || (ui.open && "/?hl".includes(event.key))) return;
+  event.preventDefault();
+  KEYS[event.key]();
+});
+
+document.addEventListener("visibilitychange", () => changed(true));
+addEventListener("hashchange", () => {
+  readAddress();
+  redraw();
+});
+
+readAddress();
+const live = follow(changed, rose);
+if (ui.project) live.prefer(ui.project);
+redraw();

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Any, Final
+from typing import Any, Final, get_args, get_type_hints
 
 import msgspec
 from msgspec import Struct
@@ -120,7 +120,8 @@ def _check_fields(kind: str, fields: dict[str, Any]) -> None:
     try:
         msgspec.convert(public, KINDS[kind])
     except msgspec.ValidationError as error:
-        raise _from_msgspec(error, "fields") from None
+        found = _from_msgspec(error, "fields")
+        raise EventError(found.path, found.problem + _instead(kind, found.path.removeprefix("fields."))) from None
     for name, value in fields.items():
         if type(value) is int:
             _check_int(f"fields.{name}", value, MAX_PORT if (kind, name) == ("run", "port") else MAX_INT)
@@ -150,6 +151,13 @@ def _check_text(where: str, text: str) -> None:
         raise EventError(where, f"is longer than {MAX_TEXT} characters")
     if any(c < " " or "\x7f" <= c <= "\x9f" or "\ud800" <= c <= "\udfff" for c in text):
         raise EventError(where, "holds a control character or half of a surrogate pair")
+
+
+def _instead(kind: str, field: str) -> str:
+    """The values that a field may have, if they can be counted."""
+    kinds: tuple[Any, ...] = get_args(get_type_hints(KINDS[kind]).get(field))
+    known = [value for one in kinds for value in get_args(one)]
+    return f"; it is one of {', '.join(known)}" if known else ""
 
 
 def _from_msgspec(error: msgspec.ValidationError, prefix: str) -> EventError:

@@ -23,6 +23,12 @@ def look(done: Done, project: str, incarnation: int, clock: str, at_ms: int | No
         stamp=Stamp(done.began, done.ended, clock),
         source=SOURCE,
         incarnation=incarnation,
-        producer=done.worker,
+        producer=_producer(done),
         at_ms=at_ms,
     )
+
+
+def _producer(done: Done) -> str:
+    """Who looked, at how much, and why: no part of the value, so that a look of the other sort can confirm it."""
+    how = "scoped" if done.scoped else "full"
+    return f"{done.worker}, {how}: {done.why}" if done.why else f"{done.worker}, {how}"

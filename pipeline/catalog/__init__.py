@@ -4,6 +4,7 @@ from pipeline.catalog.catalog import Catalog, open, open_url
 from pipeline.catalog.database import CatalogUnavailable
 from pipeline.catalog.projects import Added, Project
 from pipeline.catalog.record import Observed
+from pipeline.catalog.tokens import Created, Token, TokenError
 from pipeline.catalog.watch import Change, ChangeWatch
 from pipeline.catalog.workspaces import Target, Workspace
 from pipeline.catalog.worktrees import Worktree
@@ -14,9 +15,12 @@ __all__ = [
     "CatalogUnavailable",
     "Change",
     "ChangeWatch",
+    "Created",
     "Observed",
     "Project",
     "Target",
+    "Token",
+    "TokenError",
     "Workspace",
     "Worktree",
     "open",

@@ -6,15 +6,16 @@ Every method raises `CatalogUnavailable`, with a sentence, when the database can
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from sqlalchemy import Engine
 
-from pipeline.catalog import migrate, projects, record, workspaces, worktrees
+from pipeline.catalog import migrate, projects, record, tokens, workspaces, worktrees
 from pipeline.catalog.database import Database
 from pipeline.catalog.projects import Added, Project
 from pipeline.catalog.record import Observed
+from pipeline.catalog.tokens import Created, Token
 from pipeline.catalog.workspaces import Target, Workspace
 from pipeline.catalog.worktrees import Worktree
 from pipeline.domain.model import Look, Stamp
@@ -91,10 +92,22 @@ class Catalog:
         with self.database.read() as tx:
             return workspaces.targets(tx)
 
+    def tokens(self) -> list[Token]:
+        """All tokens in the order in which they were made, those that have ended too."""
+        with self.database.read() as tx:
+            return tokens.tokens(tx)
+
+    def token_hashes(self) -> dict[str, Token]:
+        """The tokens that were not revoked, by the hash of their secret."""
+        with self.database.read() as tx:
+            return tokens.token_hashes(tx, ended=False)
+
     # ── writes ───────────────────────────────────────────────────────────────────────────────────
 
-    def add_project(self, path: str | os.PathLike[str], at_ms: int, name: str = "", base: str = "") -> Added:
-        """Follow the repository whose main worktree (or bare folder) this is. Adding it again is fine."""
+    def add_project(
+        self, path: str | os.PathLike[str], at_ms: int, name: str | None = None, base: str | None = None
+    ) -> Added:
+        """Follow the repository whose main worktree (or bare folder) this is; see `projects.add_project`."""
         with self.database.write() as tx:
             return projects.add_project(tx, os.path.realpath(path), name, base, at_ms)
 
@@ -125,3 +138,25 @@ class Catalog:
         domain = self.domain()
         with self.database.write() as tx:
             return workspaces.archive_workspace(tx, domain, workspace, stamp, at_ms, producer)
+
+    def create_token(
+        self,
+        at_ms: int,
+        projects: Iterable[str] | None,
+        name: str = "",
+        may_write: bool = True,
+        expires_ms: int | None = None,
+    ) -> Created:
+        """Make a token for these projects, ``None`` for all; see `tokens.create_token`."""
+        with self.database.write() as tx:
+            return tokens.create_token(tx, at_ms, projects, name, may_write, expires_ms)
+
+    def revoke_token(self, id_or_name: str, at_ms: int) -> Token:
+        """End a token; see `tokens.revoke_token`."""
+        with self.database.write() as tx:
+            return tokens.revoke_token(tx, id_or_name, at_ms)
+
+    def note_token_use(self, used: Mapping[str, int]) -> None:
+        """When tokens were used last."""
+        with self.database.write() as tx:
+            tokens.note_token_use(tx, used)

@@ -25,7 +25,7 @@ from pipeline.catalog import tables
 from pipeline.domain.errors import TreewireError
 from pipeline.runtime.place import OperatorError
 
-SCHEMA: Final = "0001"
+SCHEMA: Final = "0002"
 BUSY_S: Final = 5.0
 POOL: Final = 4
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from msgspec import Struct
-from sqlalchemy import Connection, insert, or_, select, update
+from sqlalchemy import Connection, delete, insert, or_, select, update
 
 from pipeline.bridges import workspace
 from pipeline.catalog import tables
@@ -27,10 +27,14 @@ class Project(Struct, frozen=True):
 
 
 class Added(NamedTuple):
-    """The project as it stands, and whether it is new (or had been removed before)."""
+    """The project as it stands, whether it is new (or had been removed before), and what was set differently until now.
+
+    `changed`: the former values by name; empty for a new project.
+    """
 
     project: Project
     new: bool
+    changed: dict[str, str]
 
 
 def projects(tx: Connection) -> list[Project]:
@@ -49,45 +53,54 @@ def find_project(tx: Connection, project_or_path: str) -> Project | None:
     return min(rows, key=lambda project: project.id != project_or_path, default=None)
 
 
-def add_project(tx: Connection, path: str, name: str, base: str, at_ms: int) -> Added:
-    """Follow the repository at `path`. One that is there already keeps its id; a name or base that is given counts."""
+def add_project(tx: Connection, path: str, name: str | None, base: str | None, at_ms: int) -> Added:
+    """Follow the repository at `path`. One that is there already keeps its id; a name or base that is given counts.
+
+    An empty name or base goes back to what it is when none is given.
+    """
     table = tables.project
     row = tx.execute(select(table).where(table.c.path == path)).mappings().first()
+    folder = shown(path.rstrip("/").rpartition("/")[2]) or path
     if row is None:
         taken = set(tx.scalars(select(table.c.id)))
         made = {
             "id": project_id(path, taken),
-            "name": name or shown(path.rstrip("/").rpartition("/")[2]) or path,
+            "name": name or folder,
             "path": path,
-            "base": base,
+            "base": base or "",
             "created_ms": at_ms,
             "removed_ms": None,
         }
         tx.execute(insert(table), [made])
-        return Added(_project(made), True)
+        return Added(_project(made), True, {})
     back = row["removed_ms"] is not None
-    now = {**row, "name": name or row["name"], "base": base or row["base"], "removed_ms": None}
+    now = {**row, "removed_ms": None}
+    now["name"] = row["name"] if name is None else name or folder
+    now["base"] = row["base"] if base is None else base
     if back:
         now["created_ms"] = at_ms
     if now != dict(row):
         tx.execute(update(table).where(table.c.id == row["id"]).values({k: v for k, v in now.items() if k != "id"}))
-    return Added(_project(now), back)
+    changed = {} if back else {key: row[key] for key in ("name", "base") if now[key] != row[key]}
+    return Added(_project(now), back, changed)
 
 
 def remove_project(tx: Connection, domain: str, project: str, stamp: Stamp, at_ms: int) -> list[Look]:
-    """Follow it no longer: its workspaces are archived; nothing on disk is touched. Returns the looks that say so."""
+    """Follow it no longer: its workspaces are archived; nothing on disk is touched. Returns the looks that say so.
+
+    Should it be followed again, what is archived here comes back; what somebody had archived before stays archived.
+    """
     table = tables.project
     tx.execute(update(table).where(table.c.id == project).values(removed_ms=at_ms))
-    query = select(tables.workspace).where(tables.workspace.c.project_id == project).with_for_update()
-    looks, changed = [], []
-    for row in tx.execute(query).mappings():
-        gone = {**row, "present": False}
-        if row["phase"] != "archived":
-            gone = archived(gone, stamp, at_ms, PRODUCER)
-            looks.append(workspace.look(gone, place_of(gone, domain)))
-        changed.append(gone)
-    write_workspaces(tx, [], changed)
-    return looks
+    # Nobody was granted what is followed under this id one day.
+    tx.execute(delete(tables.token_project).where(tables.token_project.c.project_id == project))
+    home = tables.workspace
+    query = (
+        select(home).where(home.c.project_id == project, home.c.phase.is_distinct_from("archived")).with_for_update()
+    )
+    gone = [archived({**row, "present": False}, stamp, at_ms, PRODUCER) for row in tx.execute(query).mappings()]
+    write_workspaces(tx, [], gone)
+    return [workspace.look(row, place_of(row, domain)) for row in gone]
 
 
 def _project(row: dict[str, object]) -> Project:

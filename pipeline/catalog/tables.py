@@ -180,3 +180,25 @@ run_script = Table(
     Column("port", BigInteger),
     *_observed(),
 )
+
+# Of a token only its hash is kept. Without `all_projects` it opens those in `token_project`.
+token = Table(
+    "token",
+    METADATA,
+    Column("id", Text, primary_key=True),
+    Column("name", Text, nullable=False),
+    Column("hash", Text, nullable=False, unique=True),
+    Column("all_projects", Boolean, nullable=False),
+    Column("may_write", Boolean, nullable=False),
+    Column("created_ms", BigInteger, nullable=False),
+    Column("expires_ms", BigInteger),
+    Column("revoked_ms", BigInteger),
+    Column("used_ms", BigInteger),
+)
+
+token_project = Table(
+    "token_project",
+    METADATA,
+    Column("token_id", Text, ForeignKey("token.id", ondelete="CASCADE"), primary_key=True),
+    Column("project_id", Text, ForeignKey("project.id", ondelete="CASCADE"), primary_key=True),
+)

@@ -18,9 +18,12 @@ _COMMANDS = {
     "doctor": ("pipeline.cli.doctor:doctor", "Check that this host is fit to run treewire."),
     "project": ("pipeline.cli.project:project", "Say which repositories treewire follows."),
     "workspace": ("pipeline.cli.project:workspace", "See and archive workspaces; each worktree is one."),
+    "token": ("pipeline.cli.token:token", "Give tokens to people and programs, and take them back."),
+    "watch": ("pipeline.cli.watch:watch", "Watch a project as a client of the gateway does."),
     "tap": ("pipeline.cli.tap:tap", "Watch every look, delta and job as they happen."),
     "replay": ("pipeline.cli.tap:replay", "Rebuild the state from a recording, and compare."),
     "explain": ("pipeline.cli.explain:explain", "Say why a workspace is shown as it is."),
+    "demo": ("pipeline.cli.demo:demo", "Show treewire at work, with agents that are played by a script."),
     "run": ("pipeline.cli.run:run", "Run one process in the foreground, as supervisord does."),
 }
 _MISUSE = 2

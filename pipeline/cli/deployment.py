@@ -46,6 +46,11 @@ def runs(settings: Settings) -> bool:
     return fd is None
 
 
+def hears(settings: Settings) -> bool:
+    """Whether an aggregator runs, so that there is somebody to ask or to tell."""
+    return any(beat.name == "aggregator" and beat.alive() for beat in read_beats(settings.run_dir))
+
+
 def holder(run_dir: Path) -> int | None:
     """The pid of the supervisord that holds the lock. A pid that merely stands in the file is not believed."""
     lock = run_dir / LOCK
@@ -103,8 +108,9 @@ def members(settings: Settings) -> list[Member]:
         if beat is not None and beat.pid != process["pid"]:
             beat = None  # its predecessor's
         age_s = 0.0
-        if process["name"] == "watchdog" and notes.get("pid") == process["pid"]:
-            age_s = (now_ns() - notes["boot_ns"]) / 1e9
+        if process["name"] == "watchdog":
+            mine = notes.get("pid") == process["pid"]
+            age_s = (now_ns() - notes["boot_ns"]) / 1e9 if mine else float(process["now"] - process["start"])
         found.append(Member(process["name"], process["statename"], process["pid"], process["description"], beat, age_s))
     return found
 

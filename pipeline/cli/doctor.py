@@ -21,6 +21,7 @@ from msgspec import Struct
 
 from pipeline.cli import deployment
 from pipeline.cli.up import port_is_free
+from pipeline.runtime import landlock, spawn
 from pipeline.runtime.beat import read_beats
 from pipeline.runtime.clock import CLOCK, now_ns
 from pipeline.runtime.place import fits_sockets
@@ -93,6 +94,19 @@ def _git(_: Settings) -> Iterator[Finding]:
         yield Finding("git", "ok", said.removeprefix("git version "))
     else:
         yield Finding("git", "fail", said, f"install git {_OLDEST_GIT[0]}.{_OLDEST_GIT[1]} or newer")
+
+
+def _wall(_: Settings) -> Iterator[Finding]:
+    if why := spawn.wall():
+        remedy = "git is run all the same, and its closed environment has to hold alone"
+        yield Finding("landlock", "warn", why, remedy)
+    else:
+        found = landlock.version()
+        network = "" if landlock.rights(found).network else ", but may use the network"
+        yield Finding("landlock", "ok", f"version {found}: git runs nothing, writes only in the cache{network}")
+    if shutil.which("setpriv") is None:
+        remedy = "install util-linux; without it a git that hangs outlives a worker that was killed"
+        yield Finding("setpriv", "warn", "not on PATH", remedy)
 
 
 def _home(settings: Settings) -> Iterator[Finding]:
@@ -257,6 +271,7 @@ def _leftovers(settings: Settings) -> Iterator[Finding]:
 CHECKS: tuple[Callable[[Settings], Iterator[Finding]], ...] = (
     _python,
     _git,
+    _wall,
     _home,
     _token,
     _database,

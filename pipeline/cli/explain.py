@@ -11,8 +11,8 @@ import click
 import msgspec
 
 from pipeline import bus, wire
-from pipeline.cli.deployment import not_running
-from pipeline.runtime.beat import read_beats
+from pipeline.cli.deployment import hears, not_running
+from pipeline.domain.model import KINDS, SESSION_PREFIX
 from pipeline.runtime.clock import CLOCK, now_ns
 from pipeline.runtime.settings import Settings
 
@@ -53,8 +53,9 @@ def explain(settings: Settings, workspace: str, group: str, as_json: bool) -> No
     WORKSPACE is an id, a name, or the path of the worktree. GROUP is life, git, pr, ci, ratchet, terminal, run or
     session:<id>; without one, all are told.
     """
-    found = _resolve(settings, workspace)
-    if not any(beat.name == "aggregator" and beat.alive() for beat in read_beats(settings.run_dir)):
+    check_group(group)
+    found, unknown = _resolve(settings, workspace)
+    if not hears(settings):
         raise not_running(settings)
     try:
         explained = asyncio.run(ask(settings.run_dir, found, ""))
@@ -63,11 +64,7 @@ def explain(settings: Settings, workspace: str, group: str, as_json: bool) -> No
             f"the aggregator of {settings.home} does not answer: look at `treewire status`"
         ) from error
     if explained is None:
-        raise click.ClickException(
-            f"nothing is known of workspace {workspace!r}: `treewire workspace list --archived` tells the ids there are"
-        )
-    if group == "status":
-        raise click.ClickException("status is never looked at: it follows from life, pr, ci, ratchet and the sessions")
+        raise unknown or click.ClickException(f"nothing is known of workspace {workspace!r} since the last start")
     if group and group not in explained.rulings:
         raise click.ClickException(f"no look at {group!r} yet; there are looks at: {', '.join(explained.rulings)}")
     if group:
@@ -84,26 +81,33 @@ def explain(settings: Settings, workspace: str, group: str, as_json: bool) -> No
         click.echo("\nIt has no entry: it was archived, removed, or never announced.")
 
 
-def _resolve(settings: Settings, workspace: str) -> str:
-    """An id as it is; a path or a unique name by way of the catalog."""
-    from pipeline import catalog as catalogs
+def check_group(group: str, hint: str = "GROUP") -> None:
+    """Raise `click.BadParameter` for what is no group that is looked at; an empty one is none in particular."""
+    if group == "status":
+        raise click.BadParameter(
+            "status is never looked at: it follows from life, pr, ci, ratchet and the sessions", param_hint=hint
+        )
+    kind, _, session = group.partition(":")
+    if group and (kind not in KINDS or bool(session) != (kind + ":" == SESSION_PREFIX)):
+        names = ", ".join(name if name != "session" else f"{SESSION_PREFIX}<id>" for name in KINDS)
+        raise click.BadParameter(f"there is no group {group!r}; the groups are {names}", param_hint=hint)
 
-    catalog = catalogs.open(settings)
+
+def _resolve(settings: Settings, word: str) -> tuple[str, click.ClickException | None]:
+    """The id of the workspace that is meant. What the catalog does not know, the aggregator still may."""
+    from pipeline import catalog as catalogs
+    from pipeline.cli import find
+
     try:
-        known = catalog.workspaces(archived=True)
-        if any(row.id == workspace for row in known):
-            return workspace
-        named = [row.id for row in known if row.name == workspace]
-        if len(named) > 1:
-            raise click.ClickException(f"{workspace!r} names several workspaces, say which: {', '.join(named)}")
-        if named:
-            return named[0]
-        at = catalog.workspace_at(Path(workspace).absolute())
-        return at.id if at is not None else workspace
+        catalog = catalogs.open(settings)
+        try:
+            return find.workspace(catalog, word).id, None
+        finally:
+            catalog.close()
+    except find.Unknown as error:
+        return word, error
     except catalogs.CatalogUnavailable:
-        return workspace  # the aggregator may know more
-    finally:
-        catalog.close()
+        return word, None
 
 
 def _public(state: dict[str, Any], group: str) -> Any:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import os
+import sys
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,12 +13,19 @@ import click
 import msgspec
 
 from pipeline import catalog as catalogs
-from pipeline.catalog import Catalog, CatalogUnavailable, Project, Workspace
+from pipeline import gitdir
+from pipeline.catalog import Added, Catalog, CatalogUnavailable, Project, Workspace
 from pipeline.catalog.ids import shown
-from pipeline.domain.model import Stamp
+from pipeline.cli import deployment, find
+from pipeline.domain.model import Look, Stamp
+from pipeline.gitdir import GitDirError
 from pipeline.runtime.clock import CLOCK, now_ns, wall_ms
 from pipeline.runtime.settings import Settings
-from pipeline.sources.discovery import Unreadable, find, repositories_in
+from pipeline.sources.discovery import Repository, Unreadable, repositories_in
+from pipeline.sources.discovery import find as find_worktrees
+
+_TELL_S = 1.0
+_TELL_AGAIN_S = 0.005
 
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 
@@ -44,22 +52,26 @@ def project() -> None:
 
 @project.command("add")
 @click.argument("path", type=click.Path(path_type=Path))
-@click.option("--name", default="", help="What to call it; the folder's name otherwise.")
-@click.option("--base", default="", help="The branch that worktrees are measured against; origin's default otherwise.")
+@click.option("--name", help="What to call it; the folder's name otherwise.")
+@click.option("--base", help="The branch that worktrees are measured against; origin's default otherwise.")
 @as_json
 @click.pass_obj
-def add(settings: Settings, path: Path, name: str, base: str, as_json: bool) -> None:
+def add(settings: Settings, path: Path, name: str | None, base: str | None, as_json: bool) -> None:
     """Follow the repository at PATH, with all of its worktrees.
 
     PATH may be any worktree of it, or a bare repository. If it is a folder of repositories, each one directly in it
-    becomes a project. Adding what is there already is fine.
+    becomes a project. Adding what is there already is fine: --name and --base change what it is called and measured
+    against, and an empty one goes back to the default. After `project remove` its workspaces come back, but for those
+    that were archived by hand.
     """
     for option, text in (("--name", name), ("--base", base)):
-        if not text.isprintable():
+        if text and not text.isprintable():
             raise click.BadParameter("holds a character that cannot be shown", param_hint=option)
     repositories = _repositories(path)
-    if name and len(repositories) > 1:
+    if name is not None and len(repositories) > 1:
         raise click.UsageError(f"{path} is a folder of {len(repositories)} repositories: --name can name only one.")
+    for repository in repositories if base else ():
+        _check_base(repository, base or "")
     report = _add(settings, repositories, name, base)
     if as_json:
         _print_json(report)
@@ -85,8 +97,8 @@ def list_projects(settings: Settings, as_json: bool) -> None:
     elif not projects:
         click.echo("No projects yet. Add one: treewire project add PATH")
     else:
-        rows = [(p.id, str(numbers[p.id]), p.base or "(default)", shown(p.path)) for p in projects]
-        _print_table(("PROJECT", "WORKSPACES", "BASE", "PATH"), rows)
+        rows = [(p.id, p.name, str(numbers[p.id]), p.base or "(default)", shown(p.path)) for p in projects]
+        _print_table(("PROJECT", "NAME", "WORKSPACES", "BASE", "PATH"), rows)
 
 
 @project.command("remove")
@@ -95,17 +107,14 @@ def list_projects(settings: Settings, as_json: bool) -> None:
 @as_json
 @click.pass_obj
 def remove(settings: Settings, project_or_path: str, yes: bool, as_json: bool) -> None:
-    """Follow PROJECT_OR_PATH no longer. Nothing on disk is touched."""
+    """Follow PROJECT_OR_PATH (an id, a name or a path) no longer. Nothing on disk is touched."""
     with _catalog(settings) as catalog:
-        found = catalog.project(project_or_path) or catalog.project(os.path.realpath(project_or_path))
-        if found is None:
-            raise click.ClickException(
-                f"There is no project {project_or_path!r}. `treewire project list` shows those there are."
-            )
-        if not yes:
-            click.confirm(f"Stop following {found.id} ({shown(found.path)})?", abort=True, err=True)
+        found = find.project(catalog, project_or_path)
+        if not yes and not _confirmed(f"Stop following {found.id} ({shown(found.path)})?"):
+            raise click.Abort
         now = now_ns()
         looks = catalog.remove_project(found.id, Stamp(now, now, CLOCK), wall_ms())
+    _tell(settings, looks)
     if as_json:
         _print_json({**_told(found), "archived": [look.workspace for look in looks]})
     else:
@@ -115,25 +124,49 @@ def remove(settings: Settings, project_or_path: str, yes: bool, as_json: bool) -
 def add_paths(settings: Settings, paths: Sequence[Path]) -> list[str]:
     """Follow the repositories at these paths, as `project add` does; returns what to tell of each new one."""
     repositories = [repository for path in paths for repository in _repositories(path)]
-    return [_added(row) for row in _add(settings, repositories, "", "") if row["new"]]
+    return [_added(row) for row in _add(settings, repositories, None, None) if row["new"]]
 
 
-def _add(settings: Settings, repositories: Sequence[Any], name: str, base: str) -> list[dict[str, Any]]:
+def _add(
+    settings: Settings, repositories: Sequence[Repository], name: str | None, base: str | None
+) -> list[dict[str, Any]]:
     report = []
     with _catalog(settings) as catalog:
         for repository in repositories:
             added = catalog.add_project(repository.path, wall_ms(), name, base)
             worktrees, problem = _discover(catalog, added.project, settings.git.deadline_ms / 1000)
-            report.append({**_told(added.project), "new": added.new, "worktrees": worktrees, "problem": problem})
+            report.append({**_outcome(added), "worktrees": worktrees, "problem": problem})
     return report
 
 
+def _outcome(added: Added) -> dict[str, Any]:
+    """``changed`` tells what was set differently until now, and how."""
+    return {**_told(added.project), "new": added.new, "changed": added.changed}
+
+
 def _added(row: dict[str, Any]) -> str:
-    what = "Added" if row["new"] else "Already there:"
-    return f"{what} {row['id']} ({shown(row['path'])}), {_count(row['worktrees'], 'worktree')}."
+    where = f"{row['id']} ({shown(row['path'])})"
+    if not row["changed"]:
+        what = "Added" if row["new"] else "Already there:"
+        return f"{what} {where}, {_count(row['worktrees'], 'worktree')}."
+    changes = (
+        f"{key} is {row[key] or '(default)'} now, and was {old or '(default)'}" for key, old in row["changed"].items()
+    )
+    return f"Changed {where}: {'; '.join(changes)}."
 
 
-def _repositories(path: Path) -> list[Any]:
+def _check_base(repository: Repository, base: str) -> None:
+    """Worktrees measured against a branch that is not there would show nothing, and not say why."""
+    where = shown(str(repository.path))
+    try:
+        if gitdir.read_branch(repository.common_dir, base) is not None:
+            return
+    except (GitDirError, OSError) as error:
+        raise click.ClickException(f"--base cannot be checked in {where}: {error}") from None
+    raise click.ClickException(f"{where} has no branch {base!r}; `git -C {where} branch -a` lists those there are.")
+
+
+def _repositories(path: Path) -> list[Repository]:
     try:
         if not path.exists():
             raise click.ClickException(f"There is no {path}. Give the path of a git repository.")
@@ -142,18 +175,30 @@ def _repositories(path: Path) -> list[Any]:
         found = repositories_in(path)
     except OSError as error:
         raise click.ClickException(f"{path} cannot be read: {error.strerror}. Check its permissions.") from None
-    if not found:
+    if found:
+        return found
+    around = repository_of(path.absolute())
+    if around is None:
         raise click.ClickException(
             f"{path} is not a git repository, and there is none directly in it. Run `git init` there, or give the "
             "top folder of a worktree."
         )
-    return found
+    try:
+        gitdir.resolve(around)
+    except (GitDirError, OSError) as error:
+        raise click.ClickException(f"{around} is no sound git repository: {error}") from None
+    raise click.ClickException(f"{path} lies inside the repository {around}: give that one.")
+
+
+def repository_of(path: Path) -> Path | None:
+    """The top of the worktree that ``path`` is in."""
+    return next((place for place in (path, *path.parents) if (place / ".git").exists()), None)
 
 
 def _discover(catalog: Catalog, project: Project, deadline_s: float) -> tuple[int, str]:
     """The number of worktrees, as they are now; without a deployment nobody else would look."""
     try:
-        found = find(project, deadline_s)
+        found = find_worktrees(project, deadline_s)
     except Unreadable as error:
         return 0, str(error)
     catalog.upsert_worktrees(project.id, found.worktrees, found.stamp, wall_ms(), found.unsure)
@@ -178,12 +223,7 @@ def list_workspaces(settings: Settings, project_or_path: str, archived: bool, as
     with _catalog(settings) as catalog:
         only = ""
         if project_or_path:
-            found = catalog.project(project_or_path) or catalog.project(os.path.realpath(project_or_path))
-            if found is None:
-                raise click.ClickException(
-                    f"There is no project {project_or_path!r}. `treewire project list` shows those there are."
-                )
-            only = found.id
+            only = find.project(catalog, project_or_path).id
         workspaces = catalog.workspaces(only, archived)
     if as_json:
         _print_json([_told(workspace) for workspace in workspaces])
@@ -199,21 +239,53 @@ def list_workspaces(settings: Settings, project_or_path: str, archived: bool, as
 @as_json
 @click.pass_obj
 def archive(settings: Settings, workspace_or_path: str, as_json: bool) -> None:
-    """Show WORKSPACE_OR_PATH no longer. It stays archived until its worktree is removed and made anew."""
+    """Show WORKSPACE_OR_PATH (an id, a name or a path) no longer.
+
+    It stays archived until its worktree is removed and made anew.
+    """
     with _catalog(settings) as catalog:
-        found: Workspace | None = catalog.workspace(workspace_or_path)
-        if found is None and os.path.exists(workspace_or_path):
-            found = catalog.workspace_at(workspace_or_path)
-        if found is None:
-            raise click.ClickException(
-                f"There is no workspace {workspace_or_path!r}. `treewire workspace list` shows those there are."
-            )
+        found = find.workspace(catalog, workspace_or_path)
         now = now_ns()
         look = catalog.archive_workspace(found.id, Stamp(now, now, CLOCK), wall_ms(), "treewire workspace archive")
+    _tell(settings, [] if look is None else [look])
     if as_json:
         _print_json({"id": found.id, "project": found.project, "archived": True, "new": look is not None})
     else:
         click.echo(f"Archived {found.id}." if look is not None else f"{found.id} is archived already.")
+
+
+# ── telling ───────────────────────────────────────────────────────────────────────────────────────
+
+
+def _tell(settings: Settings, looks: Sequence[Look]) -> None:
+    """Send a deployment that runs what the catalog has got already, so that nobody waits for the next census.
+
+    It matters most where most is removed: a census that alone finds so much gone must say so twice.
+    """
+    if not looks or not deployment.hears(settings):
+        return
+    from pipeline import bus
+
+    ingress = bus.Ingress(settings.run_dir)
+    deadline = time.monotonic() + _TELL_S
+    try:
+        sent = 0
+        while sent < len(looks) and time.monotonic() < deadline:
+            sent += ingress.send_all(looks[sent:])
+            if sent < len(looks):
+                time.sleep(_TELL_AGAIN_S)  # not connected yet, or full; what does not go comes with a census
+    finally:
+        ingress.close()
+        bus.close()
+
+
+def _confirmed(question: str) -> bool:
+    try:
+        return click.confirm(question, err=True)
+    except click.Abort:
+        if sys.stdin.isatty():
+            raise
+        raise click.UsageError("There is nobody to ask: say --yes where there is no terminal.") from None
 
 
 # ── output ───────────────────────────────────────────────────────────────────────────────────────

@@ -114,7 +114,11 @@ def _print(settings: Settings, report: dict[str, Any]) -> None:
         click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
     click.echo(f"{report['rss'] / 2**20:.0f} MB in all; {report['health']}; {report['url'] or 'no URL yet'}")
     for row in report["processes"]:
-        if figures := row.get("figures"):
+        figures = dict(row.get("figures", {}))
+        if row["name"] == "dispatcher":
+            for line in _git(figures):
+                click.echo(line)
+        if figures:
             click.echo(
                 f"{row['name']}: "
                 + " ".join(f"{key}={_figure(value)}" for key, value in figures.items() if value != "")
@@ -125,6 +129,35 @@ def _print(settings: Settings, report: dict[str, Any]) -> None:
     for note in report["notes"][-5:]:
         at = time.strftime("%H:%M:%S", time.localtime(note["wall_ms"] / 1000))
         click.echo(f"{at} {note['process']}: {note['what']}")
+
+
+def _git(figures: dict[str, Any]) -> list[str]:
+    """The dispatcher's figures in words; takes out of `figures` what it shows."""
+    if "worktrees" not in figures:
+        return []
+
+    def take(key: str) -> Any:
+        return figures.pop(key, 0)
+
+    def such(count: int, why: str) -> str:
+        return "" if not count else f"{count}: {why}" if count == 1 else f"{count}, such as {why}"
+
+    full, scoped, why_full = take("looks_full"), take("looks_scoped"), take("looks_full_why")
+    drift, unwatched, overflows = take("git_drift"), take("unwatched_trees"), take("watch_overflows")
+    parts = {
+        "looks": f"{scoped} scoped, {full} full" + (f" ({why_full})" if full else ""),
+        "cost": f"{take('git_processes')} git processes for {take('git_looks')} jobs",
+        "watched": f"{take('watched_trees')} worktrees; {take('watches')} of {take('watch_budget')} watches",
+        "unwatched": f"{take('unwatched_why')}" if unwatched else "",
+        "overflows": f"{overflows} of the watch" if overflows else "",
+        "degraded": str(take("watch_degraded") or ""),
+        "drift": f"{drift} paths had changed though nothing had told so; the log says where" if drift else "",
+        "failing": such(take("failing"), take("failing_why")),
+        "skipped": such(take("skipped"), take("skipped_why")),
+    }
+    there = f"{take('worktrees')} worktrees, {take('workers')} workers"
+    head = f"git: {there}, {take('queue')} waiting, {take('running')} running"
+    return [head, *(f"  {name:<10} {text}" for name, text in parts.items() if text)]
 
 
 def _cells(row: dict[str, Any]) -> tuple[str, ...]:

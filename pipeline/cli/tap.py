@@ -16,8 +16,8 @@ import click
 import msgspec
 
 from pipeline import wire
-from pipeline.cli.deployment import not_running
-from pipeline.runtime.beat import read_beats
+from pipeline.cli.deployment import hears, not_running
+from pipeline.cli.explain import check_group
 from pipeline.runtime.settings import Settings
 from pipeline.tap import Filter, Line, RecordingError, Replay, read, record, watch
 
@@ -25,8 +25,8 @@ KINDS = ("look", "verdict", "delta", "job")
 
 
 @click.command()
-@click.option("--project", default="", help="Only this project (its id).")
-@click.option("--workspace", default="", help="Only this workspace (its id).")
+@click.option("--project", default="", help="Only this project (id, name or path).")
+@click.option("--workspace", default="", help="Only this workspace (id, name or path).")
 @click.option("--group", default="", help="Only this group: life, git, pr, …, session:<id>.")
 @click.option(
     "--kind",
@@ -54,9 +54,10 @@ def tap(
     A recording always holds the whole flow, whatever the filters show. Watching costs the pipeline next to nothing: a
     tap that does not keep up misses messages, and nobody waits for it.
     """
-    if not any(beat.name == "aggregator" and beat.alive() for beat in read_beats(settings.run_dir)):
+    check_group(group, "--group")
+    if not hears(settings):
         raise not_running(settings)
-    wanted = Filter(project, workspace, group, frozenset(kinds))
+    wanted = Filter(*_meant(settings, project, workspace), group, frozenset(kinds))
     render = _json if as_json else _text
 
     def show(message: Line) -> None:
@@ -74,6 +75,27 @@ def tap(
     with open(descriptor, "wb", buffering=0) as file:  # a recorder that is killed leaves what it saw
         _until_interrupted(lambda stop: record(settings.run_dir, file, show, stop=stop))
     click.echo(f"recorded {recording.stat().st_size} bytes; check it with: treewire replay {recording}", err=True)
+
+
+def _meant(settings: Settings, project: str, workspace: str) -> tuple[str, str]:
+    """Their ids. A filter that nothing could ever pass is an error and no silence."""
+    if not project and not workspace:
+        return "", ""
+    from pipeline import catalog as catalogs
+    from pipeline.cli import find
+
+    try:
+        catalog = catalogs.open(settings)
+        try:
+            return (
+                find.project(catalog, project).id if project else "",
+                find.workspace(catalog, workspace).id if workspace else "",
+            )
+        finally:
+            catalog.close()
+    except catalogs.CatalogUnavailable as error:
+        click.echo(f"taking the names as ids: {error}", err=True)
+        return project, workspace
 
 
 def _until_interrupted(work: Callable[[asyncio.Event], Any]) -> None:

@@ -94,12 +94,12 @@ def _follow(settings: Settings, paths: tuple[Path, ...]) -> list[str]:
         known = {project.id for project in catalog.projects()}
     finally:
         catalog.close()
+    from pipeline.cli.project import add_paths, repository_of
+
     if not paths and not known and (here := repository_of(Path.cwd())) is not None:
         paths = (here,)
     lines = []
     if paths:
-        from pipeline.cli.project import add_paths
-
         lines = add_paths(settings, paths)
     catalog = catalogs.open(settings)
     try:
@@ -114,11 +114,6 @@ def _follow(settings: Settings, paths: tuple[Path, ...]) -> list[str]:
         number = sum(workspace.project == project.id for workspace in workspaces)
         lines.append(f"{project.id}: {number} worktree{'' if number == 1 else 's'}")
     return lines
-
-
-def repository_of(path: Path) -> Path | None:
-    """The top of the worktree that ``path`` is in."""
-    return next((place for place in (path, *path.parents) if (place / ".git").exists()), None)
 
 
 def _with_port(settings: Settings, asked: int | None) -> Settings:
@@ -235,7 +230,7 @@ def _tell_when_ready(settings: Settings, alive: Callable[[], bool], how_to_stop:
         ready, why = readiness(settings)
         if ready:
             click.echo(f"Ready: {deployment.url(settings)}  ({how_to_stop})")
-            click.echo(f"Sign in: {_way_in(settings)}")
+            click.echo(f"Sign in: {way_in(settings)}")
             return 0
         if why != told and sys.stdout.isatty():
             click.echo(f"Waiting: {why}")
@@ -251,7 +246,7 @@ def _tell_when_ready(settings: Settings, alive: Callable[[], bool], how_to_stop:
     return 1
 
 
-def _way_in(settings: Settings) -> str:
+def way_in(settings: Settings) -> str:
     """For a person at a terminal a link that signs the browser in; a log must not hold the token."""
     if not sys.stdout.isatty():
         return f"with the token in {settings.token_path}"

@@ -15,7 +15,7 @@ def now_ns() -> int:
 
 
 def wall_ms() -> int:
-    """Milliseconds of the wall clock, for people to read; nothing is ever decided by it."""
+    """Milliseconds of the wall clock, for people to read and for ends that are dates; no look is ever judged by it."""
     return time.time_ns() // 1_000_000
 
 

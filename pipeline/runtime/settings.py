@@ -18,14 +18,27 @@ from pipeline.runtime.place import OperatorError, fallback_run_dir, fits_sockets
 
 Count = Annotated[int, Meta(ge=1)]
 Port = Annotated[int, Meta(ge=0, le=65535)]
-Seconds = Annotated[float, Meta(gt=0)]
-Millis = Annotated[int, Meta(ge=0)]
+A_WEEK_S = 604_800
+A_DAY_MS = 86_400_000
+Seconds = Annotated[float, Meta(gt=0, le=A_WEEK_S)]
+Millis = Annotated[int, Meta(ge=0, le=A_DAY_MS)]
+Period = Annotated[int, Meta(ge=1, le=A_DAY_MS)]
 
 _ENV = "TREEWIRE_"
 
 # What decides who gets in and where the truth is read from. ``treewire up`` is run inside checkouts that agents write
 # to, so a file lying there has no say in it.
 DOORS = frozenset({"database.url", "gateway.host", "gateway.allowed_hosts", "gateway.allowed_origins"})
+
+
+# Variables that are no settings: the home, what `treewire up` and supervisord hand down, what a client is told by, and
+# what the tests are.
+VARIABLES = frozenset(
+    {
+        *("HOME", "RUN_DIR", "LOG_DIR", "PYTHON", "WORKERS", "GATEWAYS", "SILENT_S", "REVIVE_S", "STOP_S"),
+        *("SUPERVISOR_PID", "TOKEN", "URL", "SHOTS", "EXAMPLES"),
+    }
+)
 
 
 class SettingsError(OperatorError):
@@ -46,15 +59,18 @@ class Gateway(Section, frozen=True):
     host: str = "127.0.0.1"
     port: Port = 8787
     processes: Count = 1
-    heartbeat_ms: Annotated[int, Meta(ge=100)] = 10_000
+    ports: Literal["shared", "range"] = "shared"
+    heartbeat_ms: Annotated[int, Meta(ge=100, le=A_DAY_MS)] = 10_000
     allowed_hosts: list[str] = []
     allowed_origins: list[str] = []
     send_buffer: Annotated[int, Meta(ge=4096)] = 65_536
+    max_sockets: Count = 500
+    compress: bool = True
 
 
 class Git(Section, frozen=True):
     workers: Count = 2
-    deadline_ms: Count = 10_000
+    deadline_ms: Period = 10_000
     active_s: Seconds = 30
     idle_s: Seconds = 300
     debounce_ms: Millis = 20
@@ -68,7 +84,7 @@ class Database(Section, frozen=True):
 
 class Reconciler(Section, frozen=True):
     every_s: Seconds = 60
-    poll_ms: Count = 500
+    poll_ms: Period = 500
     min_gap_ms: Millis = 2000
 
 
@@ -82,7 +98,7 @@ class Log(Section, frozen=True):
 
 
 class Supervisor(Section, frozen=True):
-    silent_s: Annotated[float, Meta(ge=3)] = 20
+    silent_s: Annotated[float, Meta(ge=3, le=A_WEEK_S)] = 20
     revive_s: Seconds = 30
     drain_s: Seconds = 5
     ready_s: Seconds = 30
@@ -119,15 +135,16 @@ class Settings(Section, frozen=True):
         for path in (_user_config(env), nearby, home / "treewire.toml"):
             for key, value in _flat(_read_toml(path)).items():
                 if path == nearby and key in DOORS:
+                    if value == _default(key):
+                        continue  # a copy of all defaults says nothing, and takes nothing back
                     raise SettingsError(
                         f"{path}: {key} may not be set from the current directory, which an agent may write to; "
                         f"set it in {home / 'treewire.toml'}"
                     )
                 _set(values, key, value, str(path), strict=True)
         for variable, text in sorted(env.items()):
-            section, found, name = variable.removeprefix(_ENV).lower().partition("__")
-            if found and variable.startswith(_ENV):
-                _set(values, f"{section}.{name}", text, f"the environment ({variable})", strict=False)
+            if variable.startswith(_ENV) and variable.removeprefix(_ENV) not in VARIABLES:
+                _set(values, _key(variable), text, f"the environment ({variable})", strict=False)
         for key, value in _flat(overrides or {}).items():
             _set(values, key, value, "the command line", strict=True)
         sections: dict[str, Any] = {section: _SECTIONS[section](**given) for section, given in values.items()}
@@ -218,6 +235,22 @@ def _flat(tree: Mapping[str, Any]) -> dict[str, Any]:
     return flat
 
 
+def _default(key: str) -> Any:
+    section, _, name = key.partition(".")
+    return getattr(_SECTIONS[section](), name)
+
+
+def _key(variable: str) -> str:
+    """The setting that a variable is for. Raises `SettingsError` for one that is for none."""
+    section, found, name = variable.removeprefix(_ENV).lower().partition("__")
+    if found:
+        return f"{section}.{name}"
+    known = [f"{section}__{name}".upper() for section, kind in _SECTIONS.items() for name in kind.__struct_fields__]
+    near = _close(variable.removeprefix(_ENV), [*known, *VARIABLES])
+    hint = f"did you mean {_ENV}{near}?" if near else f"a setting is {_ENV}<SECTION>__<KEY>, with two underscores"
+    raise SettingsError(f"{variable} in the environment is no setting; {hint}")
+
+
 def _set(values: dict[str, dict[str, Any]], key: str, value: Any, where: str, *, strict: bool) -> None:
     section, _, name = key.partition(".")
     kind = _SECTIONS.get(section)
@@ -237,8 +270,12 @@ def _converted(kind: type[Section], name: str, value: Any, strict: bool) -> Any:
 
 
 def _nearest(key: str) -> str:
-    import difflib
-
     known = [f"{section}.{name}" for section, kind in _SECTIONS.items() for name in kind.__struct_fields__]
-    near = difflib.get_close_matches(key, known, n=1)
-    return f"; did you mean {near[0]!r}?" if near else f"; sections are {', '.join(_SECTIONS)}"
+    near = _close(key, known)
+    return f"; did you mean {near!r}?" if near else f"; sections are {', '.join(_SECTIONS)}"
+
+
+def _close(word: str, known: list[str]) -> str:
+    import difflib  # only who made a mistake pays for it
+
+    return next(iter(difflib.get_close_matches(word, known, n=1)), "")

@@ -100,7 +100,7 @@ def test_a_session_no_longer_kept_is_a_look_without_a_value_above_the_rows_last_
 def test_a_finished_git_job_is_a_look_at_git_and_a_failed_one_is_none():
     done = Done(id=1, worker="worker-0", workspace="web-1", began=10, ended=20, git=Git(files=3))
     look = git.look(done, "web", 2, "boot")
-    assert look == Look("web", "web-1", "git", Git(files=3), Stamp(10, 20, "boot"), "git", 2, producer="worker-0")
+    assert look == Look("web", "web-1", "git", Git(files=3), Stamp(10, 20, "boot"), "git", 2, producer="worker-0, full")
     assert git.look(Done(1, "worker-0", "web-1", 10, 20, error="deadline"), "web", 2, "boot") is None
 
 

@@ -73,7 +73,7 @@ def test_the_migrations_make_exactly_the_tables_that_the_code_reads(catalog):
 
 def test_every_table_can_be_made_in_postgresql():
     made = [str(CreateTable(table).compile(dialect=postgresql.dialect())) for table in tables.METADATA.sorted_tables]
-    assert len(made) == 9
+    assert all(statement.lstrip().startswith("CREATE TABLE") for statement in made)
     assert all("CREATE TABLE" in ddl for ddl in made)
 
 

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+import random
+import re
+from pathlib import Path
 
 import msgspec
 import pytest
 
 from gateway import framing
 from pipeline import frames
+
+PROTOCOL = Path(__file__).parents[2] / "docs" / "protocol.md"
 
 
 @pytest.mark.parametrize(
@@ -77,6 +82,17 @@ def test_fields_that_a_release_does_not_know_are_ignored_on_both_sides() -> None
     assert frames.decode_server(b'{"type":"loading","id":1,"percent":40}') == frames.Loading(1)
 
 
+def test_values_that_a_release_does_not_know_are_read_and_types_that_it_does_not_know_are_skipped() -> None:
+    """W7."""
+    told = frames.read_server(b'{"type":"end","id":1,"code":"moved"}')
+    assert isinstance(told, frames.End)
+    assert told.code == "moved"
+    assert frames.read_server(b'{"type":"weather","sky":"clear"}') is None
+    for bad in (b"{}", b"[]", b'{"type":3}', b'{"type":"end"}'):
+        with pytest.raises(frames.DecodeError):
+            frames.read_server(bad)
+
+
 def test_a_client_comes_back_after_every_code_but_those_that_say_not_to() -> None:
     again = [frames.INTERNAL, frames.SHUTTING_DOWN, frames.STALLED, frames.NO_ACK, frames.RATE, 1006]
     never = [frames.BAD_FRAME, frames.UNAUTHENTICATED, frames.HELLO_TIMEOUT, frames.WRONG_PROTOCOL, frames.REVOKED]
@@ -84,10 +100,59 @@ def test_a_client_comes_back_after_every_code_but_those_that_say_not_to() -> Non
     assert not any(map(frames.reconnects, never))
 
 
+def test_every_close_code_is_documented_with_whether_to_come_again() -> None:
+    rows = re.findall(r"^\| (4\d\d\d) \|.*\| (yes|no) \|$", PROTOCOL.read_text(), re.MULTILINE)
+    codes = {
+        value for name, value in vars(frames).items() if name.isupper() and isinstance(value, int) and value >= 4000
+    }
+    assert {int(code) for code, _ in rows} == codes
+    assert all(frames.reconnects(int(code)) is (again == "yes") for code, again in rows)
+
+
 @pytest.mark.parametrize("size", [0, 1, 125, 126, 127, 65_535, 65_536, 200_000])
 def test_a_text_frame_carries_any_size(size: int) -> None:
     payload = b"x" * size
     assert framing.payloads(framing.text(payload) + framing.text(b"next")) == [payload, b"next"]
+
+
+@pytest.mark.parametrize("size", [0, 255, 256, 70_000, 2_000_000])
+def test_a_packed_frame_is_the_same_message_and_never_longer(size: int) -> None:
+    payload = b"x" * size
+    packed = framing.deflated(payload)
+    assert framing.payloads(packed + framing.deflated(b"next")) == [payload, b"next"]
+    assert len(packed) <= len(framing.text(payload))
+    assert (packed[0] == 0xC1) == (size >= 256)
+
+
+def test_what_packing_does_not_make_smaller_is_not_packed() -> None:
+    noise = random.Random(1).randbytes(4096)
+    assert framing.deflated(noise) == framing.text(noise)
+
+
+@pytest.mark.parametrize(
+    ("offers", "agreed"),
+    [
+        ("permessage-deflate", True),
+        ("permessage-deflate; client_max_window_bits", True),  # what browsers send
+        ("permessage-deflate; client_max_window_bits=12; server_no_context_takeover", True),
+        ("x-webkit-deflate-frame, permessage-deflate; client_no_context_takeover", True),
+        ("permessage-deflate; server_max_window_bits=10, permessage-deflate", True),
+        ("", False),
+        ("permessage-bzip2", False),
+        ("permessage-deflate; server_max_window_bits=10", False),  # ours are packed in the full window
+        ("permessage-deflate; client_max_window_bits=99", False),
+        ("permessage-deflate; client_no_context_takeover; client_no_context_takeover", False),
+        ("permessage-deflate; speed=11", False),
+    ],
+)
+def test_packing_is_agreed_to_only_as_one_frame_for_all(offers: str, agreed: bool) -> None:
+    assert framing.deflates(offers) is agreed
+
+
+def test_an_event_is_one_line_with_the_cursor_as_its_id() -> None:
+    assert framing.event(b'{"a":1}', "e.7") == b'id: e.7\ndata: {"a":1}\n\n'
+    assert framing.event(b"{}") == b"data: {}\n\n"
+    assert framing.event_chunk(b"{}") == b"a\r\ndata: {}\n\n\r\n"
 
 
 def test_a_mark_says_complete_only_where_it_is_not() -> None:

@@ -9,51 +9,23 @@ import pytest
 
 from gateway import framing, public
 from gateway.session import AHEAD_WAIT_NS, WRITE_BYTES, Close, Limits, Session
-from gateway.shelf import Shelf
+from gateway.tokens import Caller
 from pipeline import frames
 from pipeline.domain import patch as merge_patch
-from pipeline.domain.replica import Replica
-from pipeline.domain.versioned import GONE_CAP, Ledger
+from pipeline.domain.versioned import Ledger
+from tests.board import Board, forget_the_start
 
 SECOND = 1_000_000_000
 HEARTBEAT_MS = 1000
 
 
-class Board:
-    """The hub's part, without a bus: replicas that a test writes to."""
-
-    def __init__(self) -> None:
-        self.epoch = "e1"
-        self.settled = True
-        self.replicas: dict[str, Replica] = {}
-        self.shelves: dict[str, Shelf] = {}
-
-    def shelf(self, project: str) -> Shelf | None:
-        return self.shelves.get(project)
-
-    def health(self) -> frames.Health:
-        return {"aggregator": "ok"}
-
-    def project(
-        self, name: str = "web", ledger: Ledger | None = None, epoch: str = "e1", complete: bool = True
-    ) -> Ledger:
-        ledger = Ledger() if ledger is None else ledger
-        self.replicas.setdefault(name, Replica()).load(epoch, ledger, complete)
-        self.shelves.setdefault(name, Shelf(name))
-        self.changed(name)
-        return ledger
-
-    def changed(self, name: str = "web") -> bool:
-        return self.shelves[name].refresh(self.replicas[name])
-
-
 class Client:
     """The other end: speaks through the session and keeps what it was told."""
 
-    def __init__(self, board: Board, limits: Limits | None = None, greet: bool = True) -> None:
+    def __init__(self, board: Board, limits: Limits | None = None, greet: bool = True, **who: Any) -> None:
         self.now = 0
         self.board = board
-        self.session = Session(board, HEARTBEAT_MS, 0, limits)
+        self.session = Session(board, HEARTBEAT_MS, 0, limits, **who)
         self.states: dict[int, Any] = {}
         if greet:
             assert self.say(type="hello") is None
@@ -218,13 +190,6 @@ def test_a_client_too_slow_for_what_is_remembered_gets_a_snapshot_that_says_so(b
     board.changed()
     (told,) = client.hear()
     assert (told["type"], told["reason"]) == ("snapshot", "slow")
-
-
-def forget_the_start(ledger: Ledger) -> None:
-    for n in range(GONE_CAP + 1):
-        ledger.write(f"w{n}", [("git", {"insertions": n})])
-        ledger.remove(f"w{n}")
-    assert ledger.floor > 1
 
 
 def test_a_cursor_above_the_head_waits_a_moment_for_our_own_replica(board: Board) -> None:
@@ -423,6 +388,174 @@ def test_one_write_is_bounded_and_the_rest_follows(board: Board) -> None:
     while not rounds or client.session.waits:
         rounds.append(len(client.hear()))
     assert rounds == [1, 1, 1]
+
+
+# ── who it is, and what he may see ───────────────────────────────────────────────────────────────
+
+WEB = Caller("t1", projects=frozenset({"web"}))
+BOTH = Caller("t1", projects=frozenset({"web", "api"}))
+
+
+def test_a_project_that_the_caller_may_not_see_is_answered_like_one_that_there_is_not(board: Board) -> None:
+    """W1: at a subscribe and at a resume, before and after a census has told which projects there are."""
+    board.project("web")
+    board.project("api").write("w1", [("life", {"name": "canary"})])
+    board.changed("api")
+    for cursor in ({}, {"epoch": "e1", "version": 0}):
+        client = Client(board, caller=WEB)
+        told = [client.ask(type="subscribe", id=1, project=name, **cursor) for name in ("api", "nowhere")]
+        assert told[0] == told[1]
+        assert told[0]["code"] == "not_found"
+    board.settled = False
+    client = Client(board, caller=WEB)
+    assert client.ask(type="subscribe", id=1, project="api")["type"] == "loading"
+    assert client.ask(type="subscribe", id=2, project="nowhere")["type"] == "loading"
+    board.settled = True
+    assert [(frame["type"], frame["code"]) for frame in client.hear()] == [("end", "not_found")] * 2
+    assert client.states == {}
+
+
+def test_a_grant_that_is_taken_away_ends_its_subscription_and_no_other(board: Board) -> None:
+    """W1."""
+    for name in ("web", "api"):
+        board.project(name)
+    client = Client(board, caller=BOTH)
+    client.ask(type="subscribe", id=1, project="web")
+    client.ask(type="subscribe", id=2, project="api")
+    write(board, 1, project="api")
+    write(board, 1, project="web")
+    assert client.session.regrant(WEB) is None
+    assert [(frame["type"], frame["id"], frame.get("code")) for frame in client.hear()] == [
+        ("end", 2, "revoked"),
+        ("delta", 1, None),
+    ]
+    assert client.session.projects == {"web"}
+    assert client.ask(type="resync", id=2, reason="hash")["code"] == "not_found"
+    assert client.ask(type="subscribe", id=2, project="api")["code"] == "not_found"
+    assert client.session.regrant(BOTH) is None
+    assert client.ask(type="subscribe", id=2, project="api")["type"] == "snapshot"
+
+
+def test_a_token_that_is_gone_closes_the_session(board: Board) -> None:
+    board.project()
+    client = Client(board, caller=WEB)
+    close = client.session.regrant(None)
+    assert close is not None
+    assert close.code == frames.REVOKED
+
+
+def test_a_ticket_says_who_an_unknown_client_is(board: Board) -> None:
+    board.project("web")
+    board.project("api")
+    client = Client(board, greet=False, caller=None, redeem={"good": WEB}.__getitem__)
+    assert client.ask(type="hello", ticket="good")["type"] == "welcome"
+    assert client.ask(type="subscribe", id=1, project="api")["code"] == "not_found"
+    assert client.ask(type="subscribe", id=1, project="web")["type"] == "snapshot"
+
+
+@pytest.mark.parametrize(
+    ("hello", "answer", "code"),
+    [
+        ({}, WEB, frames.UNAUTHENTICATED),
+        ({"ticket": "used"}, Close(frames.UNAUTHENTICATED, "used"), frames.UNAUTHENTICATED),
+        ({"ticket": "old"}, Close(frames.TICKET_EXPIRED, "too late"), frames.TICKET_EXPIRED),
+        ({"ticket": "t"}, Caller("t1", projects=frozenset()), frames.FORBIDDEN),
+    ],
+)
+def test_without_a_ticket_that_opens_something_there_is_no_welcome(
+    board: Board, hello: dict[str, str], answer: Caller | Close, code: int
+) -> None:
+    client = Client(board, greet=False, caller=None, redeem=lambda _: answer)
+    close = client.say(type="hello", **hello)
+    assert close is not None
+    assert close.code == code
+    assert not client.session.greeted
+
+
+def test_when_there_are_as_many_clients_as_there_may_be_a_hello_is_refused(board: Board) -> None:
+    board.crowded = True
+    close = Client(board, greet=False).say(type="hello")
+    assert close is not None
+    assert close.code == frames.TOO_MANY
+
+
+def test_a_client_that_waits_for_an_aggregator_that_is_not_there_is_sent_elsewhere(board: Board) -> None:
+    """W6: it is never shown an empty list, and not kept for ever either."""
+    board.settled, board.stale = False, True
+    client = Client(board)
+    client.now = 1
+    client.ask(type="subscribe", id=1, project="web")
+    wait = client.session.limits.unready_ns
+    acknowledge(client, wait)
+    assert client.session.check(wait) is None
+    close = client.session.check(1 + wait)
+    assert close is not None
+    assert close.code == frames.NOT_READY
+    board.stale = False
+    assert client.session.check(1 + wait) is None
+
+
+def test_a_client_that_has_something_to_show_is_not_sent_elsewhere(board: Board) -> None:
+    board.project()
+    board.stale = True
+    client = Client(board)
+    client.ask(type="subscribe", id=1, project="web")
+    wait = client.session.limits.unready_ns
+    acknowledge(client, 10 * wait)
+    assert client.session.check(10 * wait) is None
+
+
+def acknowledge(client: Client, now: int) -> None:
+    client.now = now
+    for frame in client.hear():
+        if frame["type"] == "heartbeat":
+            client.say(type="ack", n=frame["n"])
+
+
+# ── other forms ──────────────────────────────────────────────────────────────────────────────────
+
+
+def test_who_can_only_listen_gets_the_same_messages_as_events_that_carry_the_cursor(board: Board) -> None:
+    """W10."""
+    board.project()
+    write(board, 1)
+    session = Session(board, HEARTBEAT_MS, 0, form=framing.event)
+    session.follow("web", "", -1, 0)
+    welcome, snapshot = session.due(0)
+    assert welcome.startswith(b'data: {"type":"welcome"')
+    assert snapshot.startswith(b'id: e1.1\ndata: {"type":"snapshot","id":1,')
+    write(board, 2)
+    (delta,) = session.due(0)
+    assert delta == b"id: e1.2\ndata: %b\n\n" % framing.payloads(board.shelves["web"].delta(1, 1) or b"")[0]
+    for n in range(1, 10):
+        now = n * HEARTBEAT_MS * 1_000_000
+        assert session.check(now) is None  # it cannot acknowledge, and need not
+        (beat,) = session.due(now)
+        assert beat.startswith(b'data: {"type":"heartbeat"')
+
+
+def test_who_resumes_as_a_listener_gets_a_delta(board: Board) -> None:
+    """W3, W10."""
+    board.project()
+    write(board, 1)
+    write(board, 2)
+    session = Session(board, HEARTBEAT_MS, 0, form=framing.event)
+    session.follow("web", "e1", 1, 0)
+    assert session.due(0)[1].startswith(b'id: e1.2\ndata: {"type":"delta","id":1,"epoch":"e1","from":1,"to":2,')
+
+
+def test_a_packed_frame_is_packed_once_for_all_who_take_it_so(board: Board) -> None:
+    board.project().write("w1", [("life", {"name": "x" * 400})])
+    board.changed()
+    clients = [Client(board, form=framing.deflated) for _ in range(20)]
+    sent = []
+    for client in clients:
+        client.say(type="subscribe", id=1, project="web")
+        sent += client.session.due(0)
+    assert all(one is sent[0] for one in sent)
+    assert len(sent[0]) < 400
+    plain = Client(board).ask(type="subscribe", id=1, project="web")
+    assert [json.loads(one) for one in framing.payloads(sent[0])] == [plain]
 
 
 # ── what may leave ───────────────────────────────────────────────────────────────────────────────

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from pathlib import Path
 
 import msgspec
 import pytest
 
+from pipeline.cli.up import environment
 from pipeline.runtime.place import OperatorError, fits_sockets, private_dir
 from pipeline.runtime.settings import DOORS, Settings, SettingsError
 
@@ -66,6 +68,12 @@ def test_layers_are_merged_key_by_key(env: dict[str, str], tmp_path: Path) -> No
         ('[log]\nlevel = "loud"\n', "log.level = 'loud'"),
         ("[gateway\n", "is not valid TOML"),
         ("[gateway.port]\nx = 1\n", "gateway.port = {'x': 1}"),
+        ("[git]\nactive_s = inf\n", "git.active_s = inf"),
+        ("[git]\nidle_s = nan\n", "git.idle_s = nan"),
+        ("[supervisor]\nsilent_s = nan\n", "expected float >= 3.0"),
+        ("[supervisor]\ndrain_s = 1e9\n", "expected float <= 604800"),
+        ("[reconciler]\nmin_gap_ms = 86400001\n", "expected int <= 86400000"),
+        ("[gateway]\nheartbeat_ms = 1_000_000_000_000\n", "gateway.heartbeat_ms = 1000000000000"),
     ],
 )
 def test_what_a_file_may_not_say_is_named_with_the_file(
@@ -82,6 +90,27 @@ def test_an_unknown_variable_is_named_and_others_programs_variables_are_left_alo
     Settings.load(environ=env | {"TREEWIRE_PYTHON": "x", "OTHER__KEY": "x"})
     with pytest.raises(SettingsError, match=r"TREEWIRE_GIT__WORKRES.*git\.workers"):
         Settings.load(environ=env | {"TREEWIRE_GIT__WORKRES": "2"})
+
+
+def test_a_variable_with_one_underscore_is_an_error_that_names_the_one_that_was_meant(env: dict[str, str]) -> None:
+    with pytest.raises(SettingsError, match=r"TREEWIRE_GATEWAY_PORT .* did you mean TREEWIRE_GATEWAY__PORT"):
+        Settings.load(environ=env | {"TREEWIRE_GATEWAY_PORT": "1"})
+    with pytest.raises(SettingsError, match="with two underscores"):
+        Settings.load(environ=env | {"TREEWIRE_XYZZY": "1"})
+
+
+def test_what_up_hands_to_its_processes_is_understood_by_them(env: dict[str, str], tmp_path: Path) -> None:
+    settings = Settings.load(tmp_path / "home", {"gateway.port": 0, "git.workers": 3}, env)
+    given = environment(settings, env) | {"TREEWIRE_SUPERVISOR_PID": "1"}
+    assert Settings.load(environ=given) == settings
+    used = set(re.findall(r"%\(ENV_(TREEWIRE_\w+)\)s", (CHECKOUT / "supervisord.conf").read_text()))
+    assert used <= set(given)
+
+
+@pytest.mark.parametrize("value", ["inf", "nan", "-inf", "1e30"])
+def test_no_duration_from_the_environment_is_endless(value: str, env: dict[str, str]) -> None:
+    with pytest.raises(SettingsError, match=r"supervisor\.ready_s = .* cannot be used: expected"):
+        Settings.load(environ=env | {"TREEWIRE_SUPERVISOR__READY_S": value})
 
 
 def test_the_environment_that_settings_give_loads_the_same_settings(env: dict[str, str], tmp_path: Path) -> None:
@@ -151,3 +180,12 @@ def test_a_file_in_a_checkout_cannot_open_a_door(key, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SettingsError, match="an agent may write to"):
         Settings.load(tmp_path / "home", environ={})
+
+
+def test_the_file_of_defaults_may_lie_in_a_checkout_whole_and_takes_nothing_back(
+    env: dict[str, str], tmp_path: Path
+) -> None:
+    put(tmp_path / "here/treewire.toml", (CHECKOUT / "config/default.toml").read_text())
+    assert Settings.load(environ=env) == Settings(home=tmp_path / "state" / "treewire")
+    put(tmp_path / "config/treewire/config.toml", '[gateway]\nallowed_hosts = ["board.example"]\n')
+    assert Settings.load(environ=env).gateway.allowed_hosts == ["board.example"]

@@ -1,0 +1,17 @@
+// The `ws` package: one JSON text per change, sent to every client.  node ws.mjs RATE SIZE
+import { createRequire } from "node:module";
+const { WebSocketServer } = createRequire(process.env.PEERS + "/")("ws");
+const [rate, size] = process.argv.slice(2).map(Number);
+
+const server = new WebSocketServer({ host: "127.0.0.1", port: 0, backlog: 4096 }, () => console.log(server.address().port));
+const change = () => {
+  const text = `{"type":"delta","name":"t${process.hrtime.bigint()}"`;
+  return text + " ".repeat(size - text.length - 1) + "}";
+};
+let due = performance.now();
+setInterval(() => {
+  for (; due <= performance.now(); due += 1000 / rate) {
+    const text = change();
+    for (const client of server.clients) if (client.readyState === 1) client.send(text);
+  }
+}, Math.max(1, Math.min(20, 1000 / rate / 2)));

@@ -1,0 +1,153 @@
+"""`treewire watch PROJECT`: what a client of the gateway sees, as lines."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from importlib import import_module
+from typing import Any
+
+import click
+import msgspec
+
+from pipeline.cli.deployment import not_running
+from pipeline.runtime.settings import Settings
+
+_SHOWN = ("files", "insertions", "deletions", "ahead", "behind")
+
+
+@click.command()
+@click.argument("project")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object per line.")
+@click.option("--url", default="", help="The gateway's address, if it is not this home's own.")
+@click.pass_obj
+def watch(settings: Settings, project: str, as_json: bool, url: str) -> None:
+    """Show each change of PROJECT (id, name or path) as a client of the gateway gets it, until Ctrl-C.
+
+    Each line tells where the stream stands: connecting, loading, live, stale (the server, or what it follows, is not
+    heard), degraded, gone. A version with a check mark is proven: its hash equals the server's. It reconnects by
+    itself. The token is the home's.
+    """
+    id_, unknown = (project, None) if url else _meant(settings, project)
+    try:
+        token = settings.token_path.read_text().strip()
+        address = url or settings.url_path.read_text().strip()
+    except FileNotFoundError:
+        raise not_running(settings) from None
+    client = import_module("gateway.client")
+    show = _json if as_json else _text
+    if not as_json:
+        click.echo("watching; Ctrl-C ends it", err=True)
+    try:
+        gone = asyncio.run(_follow(client.subscribe(address, id_, token=token), show))
+    except client.Refused as error:
+        raise click.ClickException(str(error)) from error
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint="--url") from error
+    if gone:
+        raise unknown or click.ClickException(
+            f"the project {id_!r} is not there any more: `treewire project list` shows those there are"
+        )
+
+
+def _meant(settings: Settings, word: str) -> tuple[str, click.ClickException | None]:
+    """The id of the project that is meant. What the catalog does not know, the gateway still may."""
+    from pipeline import catalog as catalogs
+    from pipeline.cli import find
+
+    try:
+        catalog = catalogs.open(settings)
+        try:
+            return find.project(catalog, word).id, None
+        finally:
+            catalog.close()
+    except find.Unknown as error:
+        return word, error
+    except catalogs.CatalogUnavailable:
+        return word, None
+
+
+async def _follow(changes: Any, show: Callable[[Any], list[str]]) -> bool:
+    """Print all changes. True if the project is gone, false if the user wants no more."""
+    task = asyncio.current_task()
+    assert task is not None
+    stopped = False
+
+    def stop() -> None:
+        nonlocal stopped
+        stopped = True
+        task.cancel()
+
+    for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGPIPE):
+        asyncio.get_running_loop().add_signal_handler(signum, stop)
+    try:
+        async with contextlib.aclosing(changes):
+            async for change in changes:
+                _print(show(change))
+    except asyncio.CancelledError:
+        if not stopped:
+            raise
+        return False
+    return True
+
+
+def _print(lines: list[str]) -> None:
+    try:
+        sys.stdout.write("".join(line + "\n" for line in lines))
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        signal.raise_signal(signal.SIGTERM)
+
+
+def _json(change: Any) -> list[str]:
+    held = change.workspaces or {}
+    known = change.workspaces is not None
+    told = {
+        "project": change.project,
+        "kind": change.kind,
+        "state": change.state,
+        "epoch": change.epoch if known else None,
+        "version": change.version if known else None,
+        "hash": change.hash if known else None,
+        "verified": change.is_verified,
+        "complete": change.complete,
+        "health": change.health,
+        "workspaces": len(held) if known else None,
+        "changed": {name: held.get(name) for name in sorted(change.changed)},
+    }
+    return [msgspec.json.encode(told).decode()]
+
+
+def _text(change: Any) -> list[str]:
+    now = time.time()
+    clock = time.strftime("%H:%M:%S", time.localtime(now)) + f".{int(now * 1000) % 1000:03d}"
+    proven = "✓" if change.is_verified else " "
+    version = "" if change.workspaces is None else str(change.version)
+    head = f"{clock} {change.state:<10} {version:>6}{proven}"
+    held = change.workspaces or {}
+    if change.kind in ("status", "verified"):
+        bad = ", ".join(f"{part} {state}" for part, state in change.health.items() if state != "ok")
+        return [f"{head} {len(held)} workspaces {bad}".rstrip()] if change.workspaces is not None else [head.rstrip()]
+    return [_plain(f"{head} {_entry(name, held.get(name))}") for name in sorted(change.changed)] or [
+        f"{head} no workspaces"
+    ]
+
+
+def _entry(name: str, entry: Any) -> str:
+    if entry is None:
+        return f"{name} gone"
+    life, git = entry.get("life", {}), entry.get("git", {})
+    counts = " ".join(f"{field} {git[field]}" for field in _SHOWN if git.get(field))
+    code = str(entry.get("status", {}).get("code", "unknown")).replace("_", " ")
+    return f"{life.get('name', name)}: {code} {counts}".rstrip()
+
+
+def _plain(text: str) -> str:
+    """Names come from anywhere, and a terminal obeys what it is shown."""
+    return "".join(char if char.isprintable() else "�" for char in text)

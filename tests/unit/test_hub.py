@@ -1,0 +1,258 @@
+"""Fan-out: when frames leave, over a real hub in a real loop, with an aggregator that a test plays."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gateway import framing
+from gateway.hub import BACKLOG, TICK_MAX_S, Hub
+from gateway.session import Close, Session
+from gateway.socket import STALLED_NS, Outlet, Tally
+from gateway.tokens import OPERATOR, Caller
+from pipeline import bus, frames, wire
+from pipeline.domain.model import Git, Look, Stamp
+from pipeline.domain.replica import Replica
+from pipeline.domain.versioned import Ledger
+from pipeline.runtime.clock import CLOCK, now_ns
+
+
+class Pipe:
+    """A transport that a test fills and drains."""
+
+    def __init__(self) -> None:
+        self.written: list[tuple[float, bytes]] = []
+        self.held = 0
+        self.aborted = False
+
+    def write(self, data: bytes) -> None:
+        self.written.append((asyncio.get_running_loop().time(), data))
+
+    def get_write_buffer_size(self) -> int:
+        return self.held
+
+    def is_closing(self) -> bool:
+        return self.aborted
+
+    def abort(self) -> None:
+        self.aborted = True
+
+    def frames(self, kind: str) -> list[tuple[float, dict[str, Any]]]:
+        told = [(at, json.loads(one)) for at, data in self.written for one in framing.payloads(data)]
+        return [(at, frame) for at, frame in told if frame["type"] == kind]
+
+
+class Wire(Outlet):
+    """A client without a network."""
+
+    def __init__(self, hub: Hub, caller: Caller = OPERATOR) -> None:
+        self.pipe = Pipe()
+        self.tokens: dict[str, Caller] = {caller.token_id: caller}
+        self.why: Close | None = None
+        session = Session(hub, 10_000, now_ns(), caller=caller)
+        super().__init__(hub, Tally(), session, self.pipe, self.tokens.get)  # type: ignore[arg-type]
+        self.join()
+
+    def say(self, **message: Any) -> None:
+        assert self.session.receive(json.dumps(message).encode(), now_ns()) is None
+        self._hub.serve(self)
+
+    def part(self, why: Close) -> None:
+        self.why = why
+
+
+class World:
+    """The hub, and a project that changes."""
+
+    def __init__(self, run_dir: Path) -> None:
+        self.hub = Hub(run_dir, "gateway-0", lambda: "ok", max_clients=3)
+        self.hub.follower.head = wire.Heartbeat("e1", 1, now_ns(), {}, census_ns=1)
+        self.hub.follower.heard_ns = now_ns()
+        for name in ("web", "api"):
+            replica = self.hub.follower.replicas[name] = Replica()
+            replica.load("e1", Ledger(), True)
+
+    def write(self, value: int, project: str = "web", **groups: Any) -> None:
+        ledger = self.hub.follower.replicas[project].ledger
+        assert ledger is not None
+        ledger.write("w1", [("git", {"files": value}), *groups.items()])
+        self.hub._changed({project})
+
+    def following(self, *projects: str, caller: Caller = OPERATOR) -> Wire:
+        client = Wire(self.hub, caller)
+        client.say(type="hello")
+        for number, project in enumerate(projects or ("web",)):
+            client.say(type="subscribe", id=number, project=project)
+        return client
+
+    async def quiet(self) -> None:
+        """A moment in which nothing was sent, so that the next change finds the hub at rest."""
+        await asyncio.sleep(2 * self.hub.tick())
+
+
+@pytest.fixture
+async def world(tmp_path: Path) -> AsyncIterator[World]:
+    found = World(tmp_path)
+    yield found
+    found.hub.close()
+    bus.close()
+
+
+async def until(condition: Any, seconds: float = 10.0) -> None:
+    async with asyncio.timeout(seconds):
+        while not condition():
+            await asyncio.sleep(0.001)
+
+
+async def test_the_first_change_goes_out_at_once_and_those_after_it_together(world: World) -> None:
+    """W2."""
+    client = world.following()
+    await world.quiet()
+    world.hub.tick = lambda: 0.05  # type: ignore[method-assign]
+    world.write(1)
+    assert [frame["to"] for _, frame in client.pipe.frames("delta")] == [1]  # in the same turn of the loop
+    for value in range(2, 40):
+        world.write(value)
+    assert len(client.pipe.frames("delta")) == 1
+    await until(lambda: len(client.pipe.frames("delta")) > 1)
+    (first_at, _), (then_at, joined) = client.pipe.frames("delta")
+    assert (joined["from"], joined["to"], joined["patch"]) == (1, 39, {"w1": {"git": {"files": 39}}})
+    assert then_at - first_at >= 0.045
+
+
+async def test_changes_without_end_are_never_held_for_longer_than_a_tick(world: World) -> None:
+    """W2: a debounce that each change begins anew would starve."""
+    client = world.following()
+    await world.quiet()
+    world.hub.tick = lambda: 0.03  # type: ignore[method-assign]
+    loop = asyncio.get_running_loop()
+    began, value = loop.time(), 0
+    while loop.time() - began < 0.3:
+        value += 1
+        world.write(value)
+        await asyncio.sleep(0.001)
+    told = client.pipe.frames("delta")
+    assert 4 <= len(told) <= 13
+
+
+async def test_a_change_of_who_is_needed_does_not_wait_for_the_tick_unless_it_flaps(world: World) -> None:
+    """W2."""
+    client = world.following()
+    await world.quiet()
+    world.hub.tick = lambda: 60.0  # type: ignore[method-assign]
+    world.hub._flushed = asyncio.get_running_loop().time()
+    world.write(1)
+    assert client.pipe.frames("delta") == []
+    world.write(2, status={"needs_user": True})
+    assert [frame["to"] for _, frame in client.pipe.frames("delta")] == [2]
+    world.write(3, status={"needs_user": False})
+    assert len(client.pipe.frames("delta")) == 1
+    await asyncio.sleep(TICK_MAX_S)
+    world.write(4, status={"needs_user": True})
+    assert [frame["to"] for _, frame in client.pipe.frames("delta")] == [2, 4]
+
+
+async def test_the_tick_grows_with_the_clients_up_to_a_tenth_of_a_second(world: World) -> None:
+    alone = world.hub.tick()
+    world.hub.clients.update(range(1000))  # type: ignore[arg-type]
+    many = world.hub.tick()
+    world.hub.clients.update(range(100_000))  # type: ignore[arg-type]
+    assert alone < many < world.hub.tick() == TICK_MAX_S
+
+
+async def test_a_client_that_cannot_take_more_skips_versions_and_the_others_do_not_wait(world: World) -> None:
+    """W5."""
+    slow, live = world.following(), world.following()
+    await world.quiet()
+    slow.pipe.held = 1
+    for value in range(1, 6):
+        world.write(value)
+        await world.quiet()
+    assert slow.pipe.frames("delta") == []
+    assert [frame["to"] for _, frame in live.pipe.frames("delta")] == [1, 2, 3, 4, 5]
+    slow.pipe.held = 0
+    await until(lambda: slow.pipe.frames("delta"))
+    assert [(f["from"], f["to"]) for _, f in slow.pipe.frames("delta")] == [(0, 5)]
+
+
+async def test_a_client_that_reads_nothing_for_too_long_is_closed(world: World) -> None:
+    """W5."""
+    client = world.following()
+    await world.quiet()
+    client.pipe.held = 1
+    world.write(1)
+    assert client._blocked_since
+    client.check(now_ns())
+    assert client.why is None
+    client.check(client._blocked_since + STALLED_NS + 1)
+    assert client.why is not None
+    assert client.why.code == frames.STALLED
+
+
+async def test_what_a_token_opens_no_more_is_told_at_once_and_not_sent_any_more(world: World) -> None:
+    """W1."""
+    both = Caller("t1", projects=frozenset({"web", "api"}))
+    client, other = world.following("web", "api", caller=both), world.following("api")
+    await world.quiet()
+    client.tokens["t1"] = Caller("t1", projects=frozenset({"web"}))
+    world.hub.regrant()
+    assert [frame for _, frame in client.pipe.frames("end")] == [{"type": "end", "id": 1, "code": "revoked"}]
+    world.write(1, "api")
+    world.write(1, "web")
+    await until(lambda: client.pipe.frames("delta") and other.pipe.frames("delta"))
+    assert [frame["id"] for _, frame in client.pipe.frames("delta")] == [0]
+    assert world.hub.readers["api"] == {other}
+    client.tokens.clear()
+    world.hub.regrant()
+    assert client.why is not None
+    assert client.why.code == frames.REVOKED
+    assert other.why is None
+
+
+async def test_a_grant_that_changed_between_the_door_and_the_hub_counts(world: World) -> None:
+    caller = Caller("t1", projects=frozenset({"web"}))
+    client = Wire(world.hub, caller)
+    client.leave()
+    client.tokens.clear()
+    client.join()
+    assert client.why is not None
+    assert client.why.code == frames.REVOKED
+
+
+async def test_strangers_are_counted_until_they_say_hello(world: World) -> None:
+    strangers = [Wire(world.hub) for _ in range(4)]
+    assert len(world.hub.strangers) == 4
+    assert not world.hub.crowded
+    for stranger in strangers[:3]:
+        stranger.say(type="hello")
+    assert len(world.hub.strangers) == 1
+    assert world.hub.crowded
+    close = strangers[3].session.receive(b'{"type":"hello"}', now_ns())
+    assert close is not None
+    assert close.code == frames.TOO_MANY
+    strangers[0].leave()
+    assert not world.hub.crowded
+
+
+async def test_looks_that_the_aggregator_cannot_take_fill_the_hub_and_are_sent_when_it_can(world: World) -> None:
+    sent: list[Look] = []
+    room = 0
+
+    def send_all(looks: list[Look]) -> int:
+        sent.extend(looks[:room])
+        return min(room, len(looks))
+
+    world.hub.ingress.send_all = send_all  # type: ignore[method-assign,assignment]
+    look = Look("web", "w1", "git", Git(files=1), Stamp(1, 1, CLOCK), "live")
+    world.hub.send([look] * (BACKLOG - 1))
+    assert not world.hub.full
+    world.hub.send([look])
+    assert world.hub.full
+    room = 2 * BACKLOG
+    await until(lambda: not world.hub.full)
+    assert len(sent) == BACKLOG
