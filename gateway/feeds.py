@@ -17,6 +17,7 @@ from aiohttp import HttpVersion11, hdrs, web
 from gateway import framing
 from gateway.access import problem
 from gateway.hub import Hub
+from gateway.lane import CLOSED
 from gateway.session import AHEAD_WAIT_NS, Close, Session
 from gateway.shelf import Shelf
 from gateway.socket import FAREWELL_S, Current, Outlet, Tally, bound
@@ -82,7 +83,7 @@ class Events(Outlet):
         self, request: web.Request, project: str, cursor: Cursor | None, send_buffer: int
     ) -> web.StreamResponse:
         """Serve it until either side ends it."""
-        bound(self._transport, send_buffer)
+        bound(self.transport, send_buffer)
         response = web.StreamResponse(
             headers={
                 hdrs.CONTENT_TYPE: "text/event-stream; charset=utf-8",
@@ -103,8 +104,8 @@ class Events(Outlet):
             await self._over.wait()
         finally:
             self.leave()
-        if not self._transport.is_closing():
-            last = asyncio.get_running_loop().call_later(FAREWELL_S, self._transport.abort)
+        if not self.transport.is_closing():
+            last = asyncio.get_running_loop().call_later(FAREWELL_S, self.transport.abort)
             try:
                 await response.write_eof()
             finally:
@@ -122,13 +123,13 @@ class Events(Outlet):
 
     def check(self, now: int) -> None:
         super().check(now)
-        if self.open and now - self._wrote_at > KEEP_ALIVE_NS and not self._transport.get_write_buffer_size():
-            self._transport.write(framing.chunk(COMMENT) if self._chunked else COMMENT)
+        if self.open and now - self._wrote_at > KEEP_ALIVE_NS and not self.transport.get_write_buffer_size():
+            self.transport.write(framing.chunk(COMMENT) if self._chunked else COMMENT)
             self._wrote_at = now
 
     def part(self, why: Close) -> None:
         if why.code == frames.STALLED:
-            self._transport.abort()
+            self.transport.abort()
         self._over.set()
 
 
@@ -139,6 +140,7 @@ class Poll:
     """A request that waits for one project to move."""
 
     greeted = True
+    descriptor = CLOSED
 
     def __init__(self, hub: Hub, project: str, caller: Caller, current: Current, transport: asyncio.Transport) -> None:
         self.projects: Collection[str] = (project,)

@@ -12,6 +12,7 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Final, Protocol
 
+from gateway.lane import fan_out
 from gateway.session import Close
 from gateway.shelf import Shelf
 from pipeline import bus, frames, wire
@@ -21,7 +22,7 @@ from pipeline.runtime.beat import read_beats
 from pipeline.runtime.clock import now_ns
 from pipeline.runtime.settings import Gateway
 
-TICK_PER_CLIENT_S: Final = 40e-6
+TICK_PER_CLIENT_S: Final = 25e-6
 TICK_MIN_S: Final = 0.004
 TICK_MAX_S: Final = 0.1
 SWEEP_S: Final = 0.25
@@ -36,6 +37,9 @@ WATCHED: Final = {"reconciler": "reconciler", "git": "dispatcher", "sources": "s
 
 class Client(Protocol):
     """Whoever follows projects over one connection, as the hub sees it."""
+
+    descriptor: int
+    """What the fast lane may write to: see `gateway.lane`."""
 
     @property
     def projects(self) -> Collection[str]:
@@ -246,7 +250,10 @@ class Hub:
         now = now_ns()
         due = set(self._behind)
         for project in self._dirty:
-            due |= self.readers.get(project, set())
+            readers, shelf = self.readers.get(project, set()), self.shelf(project)
+            # Who is behind has its own turn; of the others, most need the same frame and nothing else.
+            ready = readers - due if due else readers
+            due.update(ready if shelf is None else fan_out(ready, shelf))
         self._dirty.clear()
         for client in due:
             self._flush_one(client, now)

@@ -8,7 +8,9 @@
    the head waits, a moment: our own replica may be the one that is late.
 4. A heartbeat follows whatever brings the client to the head, so its hashes are of exactly the versions it holds.
 5. While an answer waits for the socket nothing more is read, so a client that asks and does not listen stalls itself.
-6. A project that the caller may not see does not exist for him. When that changes, `regrant` ends what he may not
+6. A client is steady while it is at the head of its only subscription, or was, and is owed nothing besides: then the
+   next delta is all that is due to it, and whoever writes that moves the cursor.
+7. A project that the caller may not see does not exist for him. When that changes, `regrant` ends what he may not
    follow any more.
 """
 
@@ -128,6 +130,7 @@ class Session:
         self.n = 0
         self.acked = 0
         self.resyncs = 0
+        self.steady: Subscription | None = None
         self._listens_only = False
         self._board = board
         self._redeem = redeem
@@ -145,6 +148,7 @@ class Session:
 
     def receive(self, data: bytes, now: int) -> Close | None:
         """Take one message. What there is to say goes out with the next `due`."""
+        self.steady = None
         limits = self.limits
         self._tokens = min(float(limits.burst), self._tokens + (now - self._at) * limits.per_second / 1e9)
         self._at = now
@@ -226,7 +230,7 @@ class Session:
         """What the caller may see has changed; ``None``: nothing any more. What ends is said with the next `due`."""
         if caller is None:
             return Close(frames.REVOKED, "this token opens nothing any more")
-        self.caller = caller
+        self.caller, self.steady = caller, None
         for one in [*self.subscriptions.values()]:
             if self._may(one.project):
                 one.granted = True
@@ -280,7 +284,14 @@ class Session:
                 size += len(frame)
         if self.greeted and now >= self._next_heartbeat:
             out.append(self._heartbeat(now))
+        self.steady = self._sole()
         return out
+
+    def _sole(self) -> Subscription | None:
+        if len(self.subscriptions) != 1 or self.waits:
+            return None
+        one = next(iter(self.subscriptions.values()))
+        return one if one.live and not one.owed else None
 
     def heartbeat_due(self, now: int) -> bool:
         return self.greeted and now >= self._next_heartbeat

@@ -17,6 +17,7 @@ from aiohttp.web_ws import WebSocketResponse
 
 from gateway import framing
 from gateway.hub import Hub
+from gateway.lane import CLOSED
 from gateway.session import Close, Redeem, Session
 from gateway.tokens import Caller
 from pipeline import frames
@@ -43,7 +44,12 @@ class Tally:
 
 
 class Outlet:
-    """A client of the hub: a session that writes to a transport. `current` says what its token opens now."""
+    """A client of the hub: a session that writes to a transport. `current` says what its token opens now.
+
+    `descriptor`: what the fast lane writes to, see `gateway.lane`.
+    """
+
+    descriptor = CLOSED
 
     def __init__(
         self, hub: Hub, tally: Tally, session: Session, transport: asyncio.Transport, current: Current
@@ -52,7 +58,7 @@ class Outlet:
         self.open = False
         self._hub = hub
         self._tally = tally
-        self._transport = transport
+        self.transport = transport
         self._current = current
         self._blocked_since = 0
 
@@ -64,7 +70,7 @@ class Outlet:
         self.regrant()  # it may have changed since the door
 
     def leave(self) -> None:
-        self.open = False
+        self.open, self.descriptor = False, CLOSED
         self._hub.remove(self)
         self._tally.resyncs += self.session.resyncs
 
@@ -77,9 +83,9 @@ class Outlet:
         return self.session.projects
 
     def flush(self, now: int) -> bool:
-        if not self.open or self._transport.is_closing():
+        if not self.open or self.transport.is_closing():
             return True
-        if self._transport.get_write_buffer_size():
+        if self.transport.get_write_buffer_size():
             if not self._blocked_since:
                 self._blocked_since = now
                 self._tally.blocked += 1
@@ -88,14 +94,18 @@ class Outlet:
         out = self.session.due(now)
         if out:
             data = out[0] if len(out) == 1 else b"".join(out)
-            self._transport.write(data)
-            self._tally.writes += 1
-            self._tally.bytes += len(data)
+            self.transport.write(data)
+            self.sent(1, len(data))
             self.wrote(now)
         return not self.session.waits
 
+    def sent(self, frames: int, size: int) -> None:
+        """Count what was written."""
+        self._tally.writes += frames
+        self._tally.bytes += size
+
     def wrote(self, now: int) -> None:
-        """Something was written."""
+        """Something was written to this client."""
 
     def lost(self) -> None:
         """The connection is gone."""
@@ -109,7 +119,7 @@ class Outlet:
     def check(self, now: int) -> None:
         if not self.open:
             return
-        if self._transport.is_closing():
+        if self.transport.is_closing():
             self.lost()
         elif self._blocked_since and now - self._blocked_since > STALLED_NS:
             self.close(Close(frames.STALLED, "did not read what was sent"))
@@ -127,7 +137,7 @@ class Outlet:
     def close(self, why: Close) -> None:
         if not self.open:
             return
-        self.open = False
+        self.open, self.descriptor = False, CLOSED
         self._tally.closed[why.code] = self._tally.closed.get(why.code, 0) + 1
         self.part(why)
 
@@ -191,11 +201,14 @@ class Socket(Outlet):
     async def run(self, request: web.Request, send_buffer: int) -> WebSocketResponse:
         """Serve it until either side ends it."""
         ws = self._ws
-        bound(self._transport, send_buffer)
+        bound(self.transport, send_buffer)
         await ws.prepare(request)
         if ws.packs:
             self.session.form = framing.deflated
         self.join()
+        raw = self.transport.get_extra_info("socket")
+        if raw is not None and self.open:
+            self.descriptor = raw.fileno()
         try:
             if ws.ws_protocol != frames.SUBPROTOCOL:
                 self.close(Close(frames.WRONG_PROTOCOL, f"ask for the subprotocol {frames.SUBPROTOCOL}"))
@@ -209,7 +222,7 @@ class Socket(Outlet):
             self.leave()
             if self._cut_off is not None:
                 self._cut_off.cancel()
-                self._transport.close()
+                self.transport.close()
         return ws
 
     async def _read(self) -> None:
@@ -239,13 +252,13 @@ class Socket(Outlet):
     def part(self, why: Close) -> None:
         """Whoever does not answer in time is cut off."""
         self._room.set()
-        if not self._transport.is_closing():
-            self._transport.write(framing.close(why.code, why.reason))
-        self._cut_off = asyncio.get_running_loop().call_later(FAREWELL_S, self._transport.abort)
+        if not self.transport.is_closing():
+            self.transport.write(framing.close(why.code, why.reason))
+        self._cut_off = asyncio.get_running_loop().call_later(FAREWELL_S, self.transport.abort)
 
     def _break(self) -> None:
         if self.open:
-            self.open = False
+            self.open, self.descriptor = False, CLOSED
             self._tally.closed[frames.BAD_FRAME] = self._tally.closed.get(frames.BAD_FRAME, 0) + 1
 
 

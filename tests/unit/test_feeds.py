@@ -117,8 +117,8 @@ async def test_an_event_stream_that_is_not_read_costs_its_cursor_and_is_cut_off_
         for one in (answer, other):
             await heard(one, b'"snapshot"')
         slow = world.feeds[0]
-        transport, held = slow._transport, 1
-        slow._transport = SimpleNamespace(  # type: ignore[assignment]
+        transport, held = slow.transport, 1
+        slow.transport = SimpleNamespace(  # type: ignore[assignment]
             get_write_buffer_size=lambda: held,
             is_closing=transport.is_closing,
             write=transport.write,
