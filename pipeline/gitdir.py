@@ -19,6 +19,8 @@ Identity: TypeAlias = tuple[int, int, int, int, int]
 SMALL: Final = 1 << 16
 PACKED_REFS: Final = 1 << 26
 SYMREF_DEPTH: Final = 5
+ALTERNATES_DEPTH: Final = 5  # as git and libgit2
+MAX_STORES: Final = 1024
 PER_WORKTREE_REFS: Final = ("refs/bisect/", "refs/worktree/", "refs/rewritten/")
 
 _OBJECT_NAME = re.compile(r"[0-9a-f]{40}(?:[0-9a-f]{24})?")
@@ -131,6 +133,63 @@ def resolve(worktree: Path) -> GitDirs:
     if identify(git_dir / "HEAD") is None or not os.path.isdir(common_dir / "objects"):
         raise GitDirError("not_a_repository", f"{git_dir} is not a git directory: it lacks HEAD or objects.")
     return GitDirs(git_dir, common_dir, inode)
+
+
+def pinned(worktree: Path, expected: GitDirs) -> None:
+    """See that a worktree is still the one that was registered: the same git directories, at the very same path.
+
+    Raises `GitDirError`: ``pinned_changed``, or as `resolve` does.
+    """
+    found = resolve(worktree)
+    if found != expected:
+        raise GitDirError(
+            "pinned_changed",
+            f"{worktree} belongs to another git directory than when it was registered; register it again.",
+        )
+    # It was registered without symbolic links in its path: one that is there now leads to another directory, which may
+    # well point back to the same git directory.
+    if _real(worktree) != worktree:
+        raise GitDirError(
+            "pinned_changed", f"{worktree} is behind a symbolic link since it was registered; register it again."
+        )
+
+
+def check_packs(objects: Path, seen: dict[Path, Identity]) -> list[Path]:
+    """An object store and those that it names; their packs can be opened without waiting for anybody.
+
+    A library that reads objects in this process could not be called back from a FIFO in place of an index of a pack.
+    `seen` remembers the directories that were found well, until they change. Raises `GitDirError`: ``unsafe_file``, or
+    as `read_regular` does.
+    """
+    found: list[Path] = []
+    waiting, depth = [objects], 0
+    while waiting and depth <= ALTERNATES_DEPTH:
+        below: list[Path] = []
+        for store in waiting:
+            found.append(store)
+            _check_pack_directory(store / "pack", seen)
+            named = read_regular(store / "info/alternates") or b""
+            below += [store / os.fsdecode(line) for line in named.splitlines() if line and not line.startswith(b"#")]
+        waiting, depth = [store for store in below if store not in found][:MAX_STORES], depth + 1
+    return found
+
+
+def _check_pack_directory(path: Path, seen: dict[Path, Identity]) -> None:
+    try:
+        found = identity_of(os.stat(path))
+        if seen.get(path) == found:
+            return
+        with os.scandir(path) as entries:
+            odd = [entry.path for entry in entries if not entry.is_file(follow_symlinks=False)]
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    except OSError as error:
+        raise GitDirError("unreadable", f"{path} cannot be read: {error.strerror}; check its permissions.") from error
+    if odd:
+        raise GitDirError("unsafe_file", f"{odd[0]} is not a regular file; replace it by one.")
+    if len(seen) >= MAX_STORES:
+        seen.clear()
+    seen[path] = found
 
 
 def _path(data: bytes) -> str:

@@ -51,11 +51,13 @@ class Gone(Struct, frozen=True, tag="gone"):
 
 
 class Head(Struct, frozen=True, array_like=True):
-    """Where a project stands: its version, the state hash at that version, and whether a census confirmed it."""
+    """Where a project stands: its version, the state hash at that version, whether a census confirmed it, and whether
+    a client looks on."""
 
     version: int
     hash: str
     complete: bool
+    watched: bool = False
 
 
 class Heartbeat(Struct, frozen=True, tag="heartbeat"):

@@ -6,16 +6,23 @@ The rules it keeps:
 2. A mark makes it dirty. Marks during a run lead to exactly one more run, however many they are.
 3. The first mark after a quiet while is due at once; others wait until marks pause, but never longer than a bound.
 4. After a run a worktree rests for as long as the run took, so that a costly one cannot keep a worker to itself.
-5. Marks are hints. The cadence marks every worktree in the end, sooner where somebody works.
+5. Marks are hints. The cadence has everything looked at in the end, sooner where somebody works, and later where
+   no client looks on. It counts from the last full look, however many scoped ones came after.
 6. A job is a lease. A worker that dies, loses the job or outstays the lease gives it back: once. Twice is a failure.
 7. A failure is no value: the worktree stays dirty, is tried again after a growing pause, and says why.
 8. Active before idle, and among those whoever is due longest; but nobody is idle who has waited beyond patience.
    Worktrees that fail hold at most half of the workers.
 9. A worktree that was replaced starts anew, and what was under way for the former one counts for nothing.
+10. A look may be scoped to the named paths only if they are all that changed since the last look, and only in the
+    worker that took that look. Whatever else is the case makes it full, with the reason. No path is lost: a job that
+    is given back gives back its paths too.
+11. A worktree stays with its worker, and new ones go where their repository is, since much is known there already.
+    They wait for it, but not for longer than a full look elsewhere would take.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from heapq import heapify, heappop, heappush
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple, TypeAlias
@@ -42,8 +49,24 @@ JOB_LOST_NS: Final = 1500 * MS
 FIRST_BACKOFF_NS: Final = 1 * S
 LONGEST_BACKOFF_NS: Final = 60 * S
 SPARE_TIMERS: Final = 64
+STEAL_NS: Final = 100 * MS
+SPLIT_NS: Final = 50 * MS
+UNSEEN: Final = 4  # how much longer the idle cadence is where no client looks on
+PATH_NS: Final = MS // 4
+FEW_PATHS: Final = 50
+MOST_PATHS: Final = 1000
+MAX_SCOPED: Final = 1000
+LOUD_NS: Final = 5 * S
+
 FIRST_SIGHT: Final = "first sight"
 CADENCE: Final = "cadence"
+WATCHED: Final = "newly watched"
+UNWATCHED: Final = "not watched"
+ELSEWHERE: Final = "another worker"
+MANY_PATHS: Final = "many paths"
+MANY_SCOPED: Final = "many scoped looks"
+NEW_DIRECTORY: Final = "new directory"
+FAILED: Final = "again after a failure"
 
 
 class Policy(Struct, frozen=True):
@@ -77,15 +100,44 @@ class Told(NamedTuple):
 
 
 class Lease:
-    """One job in one worker's hands. ``void``: its worktree was replaced or removed meanwhile."""
+    """One job in one worker's hands. ``void``: its worktree was replaced or removed meanwhile.
 
-    __slots__ = ("address", "again", "began_ns", "id", "target", "until_ns", "void", "why", "worker")
+    ``full``: why everything has to be looked at; if empty, nothing but ``paths`` has changed in the tree.
+    """
 
-    def __init__(self, id: int, target: Target, worker: Worker, why: str, again: bool, now: int, until: int) -> None:
-        self.id, self.target, self.why, self.again = id, target, why, again
-        self.address, self.worker = worker.address, worker.name
+    __slots__ = ("again", "began_ns", "full", "holder", "id", "paths", "target", "until_ns", "void", "why")
+
+    def __init__(
+        self,
+        id: int,
+        target: Target,
+        holder: Worker,
+        why: str,
+        full: str,
+        paths: frozenset[bytes],
+        again: bool,
+        now: int,
+        until: int,
+    ) -> None:
+        self.id, self.target, self.holder = id, target, holder
+        self.why, self.full, self.paths, self.again = why, full, paths, again
         self.began_ns, self.until_ns = now, until
         self.void = False
+
+    @property
+    def address(self) -> Address:
+        return self.holder.address
+
+    @property
+    def worker(self) -> str:
+        return self.holder.name
+
+    @property
+    def told(self) -> str:
+        """What marked it, and how much is to be looked at."""
+        if not self.full:
+            return f"{self.why}; scoped, {len(self.paths)} paths"
+        return f"{self.why}; full" if self.full == self.why else f"{self.why}; full: {self.full}"
 
 
 class Worker:
@@ -101,7 +153,9 @@ class Entry:
     """One worktree. It is dirty while ``why`` is not empty.
 
     ``due``: when it may run next, be it for a mark or by the cadence. ``first``: the first mark that no run has
-    served yet. ``not_before``: the end of its rest or back-off.
+    served yet. ``not_before``: the end of its rest or back-off. ``paths``: what changed since the last run began;
+    ``full``: why that is not all. ``home``: the name of the worker it belongs to; ``knows``: the one that took its
+    last look, and so can take a scoped one.
     """
 
     __slots__ = (
@@ -111,21 +165,33 @@ class Entry:
         "ended",
         "failures",
         "first",
+        "full",
+        "full_ended",
+        "full_took",
+        "home",
+        "knows",
         "last_mark",
         "not_before",
+        "paths",
         "reason",
+        "scoped",
         "target",
+        "watched",
         "why",
-        "worker",
     )
 
     def __init__(self, target: Target, now: int) -> None:
         self.target = target
-        self.why, self.reason, self.worker = FIRST_SIGHT, "", ""
+        self.why, self.reason = FIRST_SIGHT, ""
         self.first = self.due = now
-        self.last_mark = self.not_before = self.ended = self.active_until = 0
+        self.last_mark = self.not_before = self.active_until = self.ended = 0
         self.failures = 0
         self.again = False
+        self.full, self.paths = FIRST_SIGHT, set[bytes]()
+        self.full_ended = self.full_took = self.scoped = 0
+        self.watched = False
+        self.home = ""
+        self.knows: Worker | None = None
 
 
 class Table:
@@ -141,6 +207,11 @@ class Table:
         self._workers: dict[Address, Worker] = {}
         self._ready: set[str] = set()
         self._timers: list[tuple[int, str]] = []
+        self._repositories: dict[str, str] = {}  # common directory → the name of its worker
+        self._load: Counter[str] = Counter()  # name of a worker → how many worktrees it is home to
+        self._steal_at: int | None = None
+        self._interest: frozenset[str] | None = None
+        self.outstayed: list[Address] = []
 
     # ── worktrees ────────────────────────────────────────────────────────────────────────────────
 
@@ -155,28 +226,53 @@ class Table:
                 continue
             if entry is not None and _same_place(entry.target, target):
                 entry.target = target
-                self.mark(workspace, "base changed", now)
+                self.mark(workspace, "base changed", now, full=True)
                 continue
             if entry is not None:
                 self._forget(workspace, "replaced")
             self._entries[workspace] = Entry(target, now)
             self._tell("queued", workspace, FIRST_SIGHT)
             self._schedule(workspace)
+        shared = {target.common_dir for target in wanted.values()}
+        for common in [common for common in self._repositories if common not in shared]:
+            del self._repositories[common]
 
     def _forget(self, workspace: str, why: str) -> None:
+        self._load[self._entries[workspace].home] -= 1
         del self._entries[workspace]
         self._ready.discard(workspace)
         if (lease := self._running.get(workspace)) is not None:
             lease.void = True
         self._tell("dropped", workspace, why)
 
-    def mark(self, workspace: str, why: str, now: int) -> None:
-        """Something may have changed in this worktree."""
+    def mark(
+        self,
+        workspace: str,
+        why: str,
+        now: int,
+        paths: Iterable[bytes] = (),
+        full: bool = False,
+        since: int = 0,
+    ) -> None:
+        """Something may have changed in this worktree: in its git directory, or at these paths.
+
+        ``full``: more may have changed in the tree than is named. ``since``: that holds if a look was under way then
+        or later.
+        """
         entry = self._entries.get(workspace)
         if entry is None:
             return
+        if full:
+            self._widen(entry, why)
+        elif since and (entry.ended >= since or workspace in self._running):
+            self._widen(entry, NEW_DIRECTORY)
+        elif not entry.full:
+            entry.paths.update(paths)
+            self._narrow(entry)
         quiet = now - entry.last_mark >= self.policy.debounce_ns and workspace not in self._running
         entry.last_mark = now
+        if entry.why and why not in entry.why.split(", "):
+            entry.why += f", {why}"
         if workspace in self._ready:
             return
         if not entry.why:
@@ -190,9 +286,30 @@ class Table:
         entry.due = max(opens, entry.not_before)
         self._schedule(workspace)
 
-    def mark_all(self, why: str, now: int) -> None:
-        for workspace in self._entries:
+    def hint(self, workspace: str, why: str, now: int) -> None:
+        """Somebody does something there. What it changes the watch tells, if there is one: then once in a while is
+        enough, for agents are loud."""
+        entry = self._entries.get(workspace)
+        if entry is not None and not (entry.watched and now - entry.ended < LOUD_NS):
             self.mark(workspace, why, now)
+
+    def _widen(self, entry: Entry, why: str) -> None:
+        entry.full = entry.full or why
+        entry.paths.clear()
+
+    def _narrow(self, entry: Entry) -> None:
+        """No more paths than can be looked at in less time than everything."""
+        if len(entry.paths) > max(FEW_PATHS, min(entry.full_took // PATH_NS, MOST_PATHS)):
+            self._widen(entry, MANY_PATHS)
+
+    def watch(self, workspace: str, watched: bool, now: int, why: str = WATCHED) -> None:
+        """Whether each edit in this worktree is told from now on. What came before it was may not have been."""
+        entry = self._entries.get(workspace)
+        if entry is None or entry.watched == watched:
+            return
+        entry.watched = watched
+        if watched:
+            self.mark(workspace, why, now, full=True)
 
     def touch(self, workspace: str, now: int) -> None:
         """Somebody works in this worktree."""
@@ -200,9 +317,23 @@ class Table:
         if entry is None:
             return
         entry.active_until = now + ACTIVE_NS
-        if not entry.why and workspace not in self._running and (sooner := self._cadence(entry, now)) < entry.due:
-            entry.due = sooner
-            self._schedule(workspace)
+        self._hasten(workspace, entry, now)
+
+    def interest(self, projects: frozenset[str] | None, now: int) -> bool:
+        """Clients look at these projects; ``None``: nobody knows, so it may be at any. True if that is news."""
+        if projects == self._interest:
+            return False
+        self._interest = projects
+        for workspace, entry in self._entries.items():
+            self._hasten(workspace, entry, now)
+        return True
+
+    def _hasten(self, workspace: str, entry: Entry, now: int) -> None:
+        if not entry.why and workspace not in self._running:
+            sooner = max(self._cadence(entry, now), entry.not_before)
+            if sooner < entry.due:
+                entry.due = sooner
+                self._schedule(workspace)
 
     # ── workers ──────────────────────────────────────────────────────────────────────────────────
 
@@ -228,6 +359,7 @@ class Table:
     def expire(self, now: int) -> None:
         """End the leases that are over, and forget the workers that are not heard of."""
         for lease in [lease for lease in self._leases.values() if lease.until_ns <= now]:
+            self.outstayed.append(lease.address)
             self.lost(lease.address, "the worker outstayed its lease", now)
         for worker in [w for w in self._workers.values() if w.lease is None and now - w.heard_ns > SILENT_NS]:
             del self._workers[worker.address]
@@ -236,39 +368,75 @@ class Table:
         """Give jobs that are due to workers that are idle. The caller hands them over."""
         self.expire(now)
         self._ripen(now)
-        idle = sorted((w for w in self._workers.values() if w.lease is None), key=lambda w: w.since_ns)
-        leases = []
-        while idle and (workspace := self._next(now)) is not None:
+        self._steal_at = None
+        idle = sum(1 for worker in self._workers.values() if worker.lease is None)
+        if not idle or not self._ready:
+            return []
+        named = {worker.name: worker for worker in self._workers.values()}
+        most = max(1, len(self._workers) // 2)
+        failing = sum(1 for lease in self._leases.values() if self._doubtful(lease.target.workspace))
+        leases: list[Lease] = []
+        for _, _, workspace in sorted(self._rank(workspace, now) for workspace in self._ready):
+            if len(leases) == idle:
+                break
+            doubtful = self._doubtful(workspace)
+            if doubtful and failing >= most:
+                continue
             entry = self._entries[workspace]
-            # Whoever looked at it last has its private index at hand.
-            worker = next((w for w in idle if w.name == entry.worker), idle[0])
-            idle.remove(worker)
-            leases.append(self._lease(workspace, entry, worker, now))
+            worker = self._worker_for(entry, named, now)
+            if worker is not None:
+                failing += doubtful
+                leases.append(self._lease(workspace, entry, worker, now))
         return leases
+
+    def _rank(self, workspace: str, now: int) -> tuple[bool, int, str]:
+        entry = self._entries[workspace]
+        return entry.active_until <= now and now - entry.due <= PATIENCE_NS, entry.due, workspace
+
+    def _worker_for(self, entry: Entry, named: dict[str, Worker], now: int) -> Worker | None:
+        """Its own worker, or its repository's; if that is busy for too long, whoever is idle and has least."""
+        owner, bound = named.get(entry.home), max(STEAL_NS, entry.full_took)
+        if owner is None:
+            owner, bound = named.get(self._repositories.get(entry.target.common_dir, "")), SPLIT_NS
+        if owner is not None:
+            if owner.lease is None:
+                return owner
+            if now - entry.due < bound:
+                self._steal_at = min(self._steal_at or entry.due + bound, entry.due + bound)
+                return None
+        idle = [worker for worker in self._workers.values() if worker.lease is None]
+        return min(idle, key=lambda worker: (self._load[worker.name], worker.since_ns))
 
     def _lease(self, workspace: str, entry: Entry, worker: Worker, now: int) -> Lease:
         until = now + self.policy.deadline_ns + LEASE_MARGIN_NS
-        lease = Lease(self._id, entry.target, worker, entry.why, entry.again, now, until)
+        full = self._why_full(entry, worker, now)
+        paths = frozenset() if full else frozenset(entry.paths)
+        lease = Lease(self._id, entry.target, worker, entry.why, full, paths, entry.again, now, until)
         self._id += 1
         self._leases[lease.id] = self._running[workspace] = worker.lease = lease
         self._ready.discard(workspace)
-        entry.why, entry.worker = "", worker.name
-        self._tell("started", workspace, lease.why, worker.name)
+        entry.why = entry.full = ""
+        entry.paths.clear()
+        if entry.home != worker.name:
+            self._load[entry.home] -= 1
+            self._load[worker.name] += 1
+            entry.home = worker.name
+        if all(other.name != self._repositories.get(entry.target.common_dir) for other in self._workers.values()):
+            self._repositories[entry.target.common_dir] = worker.name
+        self._tell("started", workspace, lease.told, worker.name)
         return lease
 
-    def _next(self, now: int) -> str | None:
-        most = max(1, len(self._workers) // 2)
-        failing = sum(1 for lease in self._leases.values() if self._doubtful(lease.target.workspace))
-        best: tuple[bool, int, str] | None = None
-        for workspace in self._ready:
-            if failing >= most and self._doubtful(workspace):
-                continue
-            entry = self._entries[workspace]
-            idle = entry.active_until <= now and now - entry.due <= PATIENCE_NS
-            rank = (idle, entry.due, workspace)
-            if best is None or rank < best:
-                best = rank
-        return None if best is None else best[2]
+    def _why_full(self, entry: Entry, worker: Worker, now: int) -> str:
+        """Why the named paths are not all that has to be looked at; empty if they are."""
+        if entry.full:
+            return entry.full
+        if not entry.watched:
+            return UNWATCHED
+        if entry.knows is not worker:
+            return ELSEWHERE
+        if now >= self._cadence(entry, now):
+            return CADENCE
+        return MANY_SCOPED if entry.scoped >= MAX_SCOPED else ""
 
     def _doubtful(self, workspace: str) -> bool:
         entry = self._entries.get(workspace)
@@ -276,14 +444,16 @@ class Table:
 
     # ── outcomes ─────────────────────────────────────────────────────────────────────────────────
 
-    def done(self, id: int, error: str, now: int) -> Lease | None:
-        """A job ended. Returns its lease if what it brought counts, ``None`` for a failure or a job that is void."""
+    def done(self, id: int, error: str, now: int, scoped: bool = False, why: str = "") -> Lease | None:
+        """A job ended. Returns its lease if what it brought counts, ``None`` for a failure or a job that is void.
+
+        ``scoped``: no more was looked at than was asked for; otherwise ``why`` may say why everything was.
+        """
         lease = self._leases.get(id)
         if lease is None:
             return None
         self._release(lease)
-        worker = self._workers[lease.address]
-        worker.heard_ns = worker.since_ns = now
+        lease.holder.heard_ns = lease.holder.since_ns = now
         workspace = lease.target.workspace
         entry = self._entries.get(workspace)
         if lease.void or entry is None:
@@ -291,17 +461,23 @@ class Table:
             self._schedule(workspace)
             return None
         took = now - lease.began_ns
+        entry.ended = now
         if error:
             self._fail(entry, error, now, lease.worker, took)
             return None
         entry.failures, entry.reason, entry.again = 0, "", False
-        entry.ended = now
+        entry.knows = lease.holder
+        if scoped:
+            entry.scoped += 1
+        else:
+            entry.full_ended, entry.full_took, entry.scoped = now, took, 0
         entry.not_before = now + min(took, self.policy.active_ns)
         if entry.why:
             entry.due = max(entry.due, entry.not_before)
         else:
-            entry.due = self._cadence(entry, now)
-        self._tell("done", workspace, lease.why, lease.worker, took)
+            entry.due = max(self._cadence(entry, now), entry.not_before)
+        how = lease.told if scoped or lease.full or not why else f"{lease.told}; turned full: {why}"
+        self._tell("done", workspace, how, lease.worker, took)
         self._schedule(workspace)
         return lease
 
@@ -314,8 +490,14 @@ class Table:
         elif lease.again:
             self._fail(entry, why, now, lease.worker, now - lease.began_ns)
         else:
+            entry.ended = now
             if not entry.why:
                 entry.why, entry.first = lease.why, now
+            if lease.full:
+                self._widen(entry, lease.full)
+            elif not entry.full:
+                entry.paths |= lease.paths
+                self._narrow(entry)
             entry.again, entry.due = True, now
             self._tell("requeued", workspace, why, lease.worker)
             self._schedule(workspace)
@@ -323,11 +505,12 @@ class Table:
     def _fail(self, entry: Entry, reason: str, now: int, worker: str, took: int) -> None:
         workspace = entry.target.workspace
         entry.failures += 1
-        entry.reason, entry.again = reason, False
+        entry.reason, entry.again, entry.knows = reason, False, None
+        self._widen(entry, FAILED)
         pause = min(FIRST_BACKOFF_NS << min(entry.failures - 1, 30), LONGEST_BACKOFF_NS)
         entry.not_before = entry.due = now + pause
         if not entry.why:
-            entry.why, entry.first = "again after a failure", now
+            entry.why, entry.first = FAILED, now
         self._tell("failed", workspace, reason, worker, took)
         self._tell("backoff", workspace, f"{pause // MS} ms, failed {entry.failures} in a row")
         self._schedule(workspace)
@@ -335,8 +518,7 @@ class Table:
     def _release(self, lease: Lease) -> None:
         del self._leases[lease.id]
         del self._running[lease.target.workspace]
-        if (worker := self._workers.get(lease.address)) is not None:
-            worker.lease = None
+        lease.holder.lease = None
 
     # ── time ─────────────────────────────────────────────────────────────────────────────────────
 
@@ -345,14 +527,25 @@ class Table:
         while self._timers and not self._current(*self._timers[0]):
             heappop(self._timers)
         times = [lease.until_ns for lease in self._leases.values()]
+        if self._steal_at is not None:
+            times.append(max(now, self._steal_at))
         if self._timers:
             times.append(max(now, self._timers[0][0]))
         return min(times, default=None)
 
     def _cadence(self, entry: Entry, now: int) -> int:
-        """Counted from the end of its last run, and spread, lest all be due at once."""
-        period = self.policy.active_ns if entry.active_until > now else self.policy.idle_ns
-        return entry.ended + period - period * (crc32(entry.target.workspace.encode()) % 100) // 1000
+        """When everything is to be looked at again: counted from when it last was, and spread, lest all be due at once.
+
+        Full each time, at the active pace too: this is what finds what the watch did not tell, and what agents do to a
+        tree they do within reach of it.
+        """
+        active = entry.active_until > now
+        seen = self._interest is None or entry.target.project in self._interest
+        if active and seen:
+            period = self.policy.active_ns
+        else:
+            period = self.policy.idle_ns * (1 if active or seen else UNSEEN)
+        return entry.full_ended + period - period * (crc32(entry.target.workspace.encode()) % 100) // 1000
 
     def _schedule(self, workspace: str) -> None:
         if (entry := self._entries.get(workspace)) is None:
@@ -378,6 +571,10 @@ class Table:
                 continue
             entry = self._entries[workspace]
             if not entry.why:
+                if (later := self._cadence(entry, now)) > now:  # it is not active any more, or nobody looks on
+                    entry.due = later
+                    self._schedule(workspace)
+                    continue
                 entry.why, entry.first = CADENCE, now
                 self._tell("queued", workspace, CADENCE)
             self._ready.add(workspace)

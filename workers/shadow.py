@@ -8,6 +8,7 @@ alternates; and a private copy of the index, which git may refresh without anybo
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import os
@@ -27,7 +28,7 @@ from pipeline.gitdir import (
     open_regular,
     read_regular,
 )
-from workers.spawn import Deadline, GitError
+from pipeline.runtime.spawn import Deadline, GitError, full, mount_of
 
 Pairs: TypeAlias = list[tuple[str, str]]
 Parse: TypeAlias = Callable[[bytes], Pairs]
@@ -269,8 +270,12 @@ class Shadow:
             yield
         except OSError as error:
             self._forget()
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise full(mount_of(self.path.parent)) from error
             raise GitError(
-                "cache_failed", f"the git cache cannot be kept: {error.strerror}; free space under {self.path.parent}."
+                "cache_failed",
+                f"the git cache cannot be kept: {error.strerror}; see who owns {self.path.parent}, and whether it is "
+                "mounted read-only.",
             ) from error
         finally:
             if fd >= 0:
@@ -278,7 +283,7 @@ class Shadow:
 
     def _lock(self, deadline: Deadline) -> int:
         while True:
-            (self.path / "info").mkdir(parents=True, exist_ok=True, mode=0o700)
+            self._make("", "info")
             fd = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
             while not _locked(fd):
                 if deadline.left() <= BUSY_S:
@@ -289,6 +294,11 @@ class Shadow:
                 return fd
             os.close(fd)  # pruned between opening and locking
 
+    def _make(self, *names: str) -> None:
+        # One by one: a parent that is made in passing would have the mode that the process's umask leaves it.
+        for name in names:
+            (self.path / name).mkdir(parents=True, exist_ok=True, mode=0o700)
+
     def _forget(self) -> None:
         self._written.clear()
         self._copied.clear()
@@ -298,8 +308,7 @@ class Shadow:
         """The least that git takes for a repository, with the real objects behind it."""
         if "owner" in self._written:
             return
-        for name in ("objects/info", "refs"):
-            (self.path / name).mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._make("objects", "objects/info", "refs")
         self.write("objects/info/alternates", _c_quoted(self.dirs.common_dir / "objects") + "\n")
         self.write("config", OURS)
         self.write("HEAD", "ref: refs/heads/unborn\n")
@@ -374,10 +383,11 @@ class Shadow:
                 finally:
                     os.close(fd)
 
-    def start_added_index(self) -> None:
-        """A second copy, of our refreshed index, to which paths may be added without ours knowing them."""
+    def start_added_index(self, real: bool = False) -> None:
+        """A second copy, of our refreshed index or of the real one, to which paths may be added without ours knowing
+        them."""
         self.added_index.unlink(missing_ok=True)
-        fd = open_regular(self.index, MAX_INDEX)
+        fd = open_regular(self.dirs.git_dir / "index" if real else self.index, MAX_INDEX)
         if fd is None:
             return
         try:

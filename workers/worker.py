@@ -1,4 +1,4 @@
-"""One job at a time: look at a worktree with git, and answer with what was seen and when."""
+"""One job at a time: look at a worktree, and answer with what was seen and when."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import asyncio
 import os
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final
@@ -14,11 +15,14 @@ from pipeline import bus, wire
 from pipeline.runtime.clock import now_ns
 from pipeline.runtime.place import private_dir
 from pipeline.runtime.process import Process
-from workers import git
+from workers import spawn
+from workers.git import GitError, Looker
 
 READY_S: Final = 1.0
 AGAIN_S: Final = 0.1
 LEAVE_S: Final = 0.5
+HUNG_S: Final = 1.0
+FALLBACKS: Final = 3
 
 
 async def main(process: Process) -> None:
@@ -36,9 +40,14 @@ class Worker:
     def __init__(self, process: Process, cache_dir: Path) -> None:
         self._process = process
         self._jobs: asyncio.Queue[wire.Job] = asyncio.Queue()
+        if why := spawn.wall():
+            process.log.warning("git runs without the kernel's wall", why=why)
         self._look = _Thread(cache_dir)
         self._client = bus.JobsClient(process.settings.run_dir, self._take)
-        process.figures.update(done=0, failed=0, job="")
+        self._fallbacks: Counter[str] = Counter()
+        process.figures.update(
+            done=0, failed=0, job="", full=0, scoped=0, drift=0, tables=0, table_mb=0.0, fallbacks=""
+        )
 
     def close(self) -> None:
         self._client.close()
@@ -80,9 +89,14 @@ class Worker:
     async def _do(self, job: wire.Job) -> None:
         figures = self._process.figures
         figures["job"] = job.workspace
-        done = await self._look.at(job, self._process.name)
+        looking = self._look.at(job, self._process.name)
+        await asyncio.wait((looking,), timeout=job.deadline_ms / 1000 + HUNG_S)
+        if not looking.done():
+            # git is killed at the deadline, a read in this process cannot be: the process goes, and is started afresh.
+            raise RuntimeError(f"the look at {job.worktree} hangs; see whether a file system there does not answer")
+        done = looking.result()
         figures["job"] = ""
-        figures["failed" if done.error else "done"] = int(figures["failed" if done.error else "done"]) + 1
+        self._count(job, done)
         while not self._client.send(done):
             # Nobody there: a dispatcher that starts anew does not know this job and asks for its own.
             if self._process.stopping.is_set():
@@ -91,6 +105,16 @@ class Worker:
             if now_ns() - done.ended > job.deadline_ms * 1_000_000:
                 return
 
+    def _count(self, job: wire.Job, done: wire.Done) -> None:
+        figures, looker = self._process.figures, self._look.looker
+        for name in ("failed",) if done.error else ("done", "scoped" if done.scoped else "full"):
+            figures[name] = int(figures[name]) + 1
+        if not (job.full or done.scoped or done.error):
+            self._fallbacks[done.why.partition(";")[0]] += 1
+            figures["fallbacks"] = ", ".join(f"{why} {times}" for why, times in self._fallbacks.most_common(FALLBACKS))
+        figures["drift"] = int(figures["drift"]) + done.drift
+        figures["tables"], figures["table_mb"] = looker.tables, round(looker.weight / (1 << 20), 1)
+
 
 class _Thread:
     """The thread in which git is waited for. A single one for all of its life: git dies with the thread it was
@@ -98,6 +122,7 @@ class _Thread:
 
     def __init__(self, cache_dir: Path) -> None:
         self._cache_dir = cache_dir
+        self.looker = Looker(cache_dir)
         self._loop = asyncio.get_running_loop()
         self._wake = threading.Semaphore(0)
         self._next: tuple[wire.Job, str, asyncio.Future[wire.Done]] | None = None
@@ -111,12 +136,13 @@ class _Thread:
         return future
 
     def _run(self) -> None:
+        spawn.enclose(self._cache_dir)
         while True:
             self._wake.acquire()
             assert self._next is not None
             job, name, future = self._next
             try:
-                done = look_at(job, name, self._cache_dir)
+                done = look_at(job, name, self.looker)
             except Exception as error:  # ours: it ends the process, which supervisord starts afresh
                 self._tell(future, future.set_exception, error)
             else:
@@ -133,18 +159,22 @@ class _Thread:
             pass
 
 
-def look_at(job: wire.Job, name: str, cache_dir: Path) -> wire.Done:
+def look_at(job: wire.Job, name: str, looker: Looker) -> wire.Done:
     """Do the job; bad luck with git is an answer like any other."""
     cpu = time.process_time_ns() + _children_ns()
-    value, error = None, ""
     began = now_ns()
     try:
-        value = git.measure(job, cache_dir)
-    except git.GitError as bad_luck:
-        error = f"{bad_luck.reason}: {bad_luck}"
+        seen, error = looker.look(job), ""
+    except GitError as bad_luck:
+        seen, error = None, f"{bad_luck.reason}: {bad_luck}"
     ended = now_ns()
     cpu_ms = (time.process_time_ns() + _children_ns() - cpu) // 1_000_000
-    return wire.Done(job.id, name, job.workspace, began, ended, value, error, cpu_ms)
+    if seen is None:
+        return wire.Done(job.id, name, job.workspace, began, ended, None, error, cpu_ms)
+    why = "; ".join(part for part in ("" if seen.scoped else seen.why, seen.note) if part)
+    return wire.Done(
+        job.id, name, job.workspace, began, ended, seen.git, "", cpu_ms, seen.scoped, why, seen.drift, seen.spawned
+    )
 
 
 def _children_ns() -> int:

@@ -138,7 +138,9 @@ class Writer:
         """Each second: every project's head. It follows the deltas in one stream, so it shows a lost last one."""
         self._beats += 1
         heads = {
-            project: wire.Head(ledger.version, ledger.hash(), self.store.is_complete(project))
+            project: wire.Head(
+                ledger.version, ledger.hash(), self.store.is_complete(project), project in self.store.interest
+            )
             for project, ledger in self.store.projects.items()
         }
         heartbeat = wire.Heartbeat(

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import os
-import selectors
-import shutil
-import signal
-import subprocess
-import time
 from pathlib import Path
 from typing import Final, NamedTuple
 
-MAX_OUTPUT: Final = 8 << 20
-BLOCK: Final = 1 << 16
+from pipeline.runtime import spawn
+from pipeline.runtime.landlock import elsewhere
+from pipeline.runtime.spawn import Deadline, Finished, GitError
+
+_FLAGS: Final = ("--no-pager", "-c", "core.fsmonitor=false", "-c", "core.hooksPath=/dev/null")
 
 
 class ListError(Exception):
@@ -55,39 +53,26 @@ def parse(output: bytes) -> list[Listed]:
 
 
 def list_worktrees(common_dir: Path, deadline_s: float) -> list[Listed]:
-    """Ask git. Blocks for at most `deadline_s`. Raises `ListError`."""
-    return parse(_git(common_dir, ["worktree", "list", "--porcelain", "-z"], deadline_s))
+    """Ask git, in a thread of its own behind the kernel's wall. Blocks for at most `deadline_s`. Raises `ListError`."""
 
+    def ask() -> Finished:
+        spawn.enclose(None)
+        deadline = Deadline.after(int(deadline_s * 1000))
+        listing = (*_FLAGS, "worktree", "list", "--porcelain", "-z")
+        return spawn.git(listing, env=_environment(common_dir), cwd=Path("/"), deadline=deadline)
 
-def _git(common_dir: Path, arguments: list[str], deadline_s: float) -> bytes:
-    """The output of git in a closed environment: no configuration but the repository's, no hook, no program, no
-    network, no terminal. The whole process group dies at the deadline."""
-    git = shutil.which("git")
-    if git is None:
-        raise ListError("git is not on the PATH: install it.")
-    command = [git, "-c", "core.fsmonitor=false", "-c", "core.hooksPath=/dev/null", *arguments]
     try:
-        child = subprocess.Popen(
-            command,
-            cwd="/",
-            env=_environment(common_dir),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            start_new_session=True,
-        )
-    except OSError as error:
-        raise ListError(f"git cannot be started: {error.strerror}.") from error
-    try:
-        output, complaint = _read(child, deadline_s)
-    except TimeoutError:
-        raise ListError(f"git did not list the worktrees within {deadline_s:g} s.") from None
-    finally:
-        _end(child)
-    if child.returncode != 0:
-        lines = complaint.decode("utf-8", "replace").strip().splitlines()
-        raise ListError(f"git cannot list the worktrees: {lines[-1] if lines else f'exit {child.returncode}'}")
-    return output
+        done = elsewhere(ask)
+    except GitError as error:
+        if error.reason == "timeout":
+            raise ListError(f"git did not list the worktrees within {deadline_s:g} s.") from error
+        if error.reason == "too_large":
+            raise ListError("git listed more worktrees than can be: the repository is not sound.") from error
+        raise ListError(str(error)) from error
+    if done.code:
+        lines = done.complaint.strip().splitlines()
+        raise ListError(f"git cannot list the worktrees: {lines[-1] if lines else f'exit {done.code}'}")
+    return parse(done.out)
 
 
 def _environment(common_dir: Path) -> dict[str, str]:
@@ -95,7 +80,7 @@ def _environment(common_dir: Path) -> dict[str, str]:
         # Named explicitly, so that neither the search for it nor its owner is in question.
         "GIT_DIR": str(common_dir),
         "GIT_CONFIG_NOSYSTEM": "1",
-        "GIT_CONFIG_GLOBAL": "/dev/null",
+        "GIT_CONFIG_GLOBAL": os.devnull,
         "GIT_TERMINAL_PROMPT": "0",
         "GIT_OPTIONAL_LOCKS": "0",
         "GIT_ALLOW_PROTOCOL": "none",
@@ -103,42 +88,3 @@ def _environment(common_dir: Path) -> dict[str, str]:
         "LC_ALL": "C",
         "PATH": os.defpath,
     }
-
-
-def _read(child: subprocess.Popen[bytes], deadline_s: float) -> tuple[bytes, bytes]:
-    """Both outputs to their ends, and the exit. Raises `TimeoutError`, or `ListError` if there is too much."""
-    until = time.monotonic() + deadline_s
-    assert child.stdout is not None
-    assert child.stderr is not None
-    read: dict[int, bytearray] = {child.stdout.fileno(): bytearray(), child.stderr.fileno(): bytearray()}
-    with selectors.DefaultSelector() as selector:
-        for fd in read:
-            selector.register(fd, selectors.EVENT_READ)
-        while selector.get_map():
-            left = until - time.monotonic()
-            if left <= 0:
-                raise TimeoutError
-            for key, _ in selector.select(left):
-                data = os.read(key.fd, BLOCK)
-                if not data:
-                    selector.unregister(key.fd)
-                read[key.fd] += data
-                if len(read[key.fd]) > MAX_OUTPUT:
-                    raise ListError("git listed more worktrees than can be: the repository is not sound.")
-    try:
-        child.wait(max(0.0, until - time.monotonic()))
-    except subprocess.TimeoutExpired:
-        raise TimeoutError from None
-    return bytes(read[child.stdout.fileno()]), bytes(read[child.stderr.fileno()])
-
-
-def _end(child: subprocess.Popen[bytes]) -> None:
-    if child.returncode is None:
-        try:
-            os.killpg(child.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
-        child.wait()
-    for stream in (child.stdout, child.stderr):
-        if stream is not None:
-            stream.close()

@@ -20,7 +20,11 @@ import pytest
 
 from benchmarks import deployment
 from pipeline import bus, wire
+from pipeline import catalog as catalogs
+from pipeline.catalog import Observed
 from pipeline.domain import patch
+from pipeline.domain.model import Stamp
+from pipeline.runtime.clock import CLOCK, now_ns, wall_ms
 from pipeline.runtime.settings import Settings
 from tests.journeys.client import Client
 
@@ -143,20 +147,69 @@ async def test_journey_b_a_git_change_becomes_counts_and_a_commit_moves_ahead(de
 async def test_journey_c_what_is_written_to_the_catalog_alone_reaches_the_screen_by_a_census(
     deployed: Deployed,
 ) -> None:
+    """No message tells of it. The tap shows that it was a census that found it, and what it put right."""
+    censuses: list[wire.Counted] = []
+    rulings: list[wire.Ruled] = []
+
+    def tapped(messages: list[wire.Tap]) -> None:
+        censuses.extend(message for message in messages if isinstance(message, wire.Counted))
+        rulings.extend(message for message in messages if isinstance(message, wire.Ruled))
+
+    def alone(group: str, **fields: Any) -> list[Observed]:
+        now = now_ns()
+        return [Observed(deployed.project, "orchestrated", group, fields, Stamp(now, now, CLOCK), wall_ms())]
+
+    def event(group: str, **fields: Any) -> dict[str, Any]:
+        return {"project": deployed.project, "workspace": "orchestrated", "group": group, "fields": fields}
+
+    def state(client: Client) -> str:
+        return str(client.state.get("orchestrated", {}).get("sessions", {}).get("s1", {}).get("state"))
+
+    catalog = catalogs.open(deployed.settings)
+    taps = bus.tap(deployed.settings.run_dir, tapped)
+    try:
+        async with deployed.client() as client:
+            await settled(client)
+            assert await deployed.post([event("life", phase="ready"), event("session:s1", state="working")]) == 202
+            await client.until(lambda c: state(c) == "working")
+            drifted = drift(deployed)
+            rulings.clear()
+
+            await asyncio.to_thread(catalog.record, alone("session:s1", state="idle"))
+            await client.until(lambda c: state(c) == "idle")
+            await client.until(lambda _: any(census.drift.get("session") for census in censuses))
+            applied = [r for r in rulings if r.look.workspace == "orchestrated" and r.verdict == "applied"]
+            assert [(r.look.group, r.look.stamp.began < r.look.stamp.ended) for r in applied] == [("session:s1", True)]
+
+            now = now_ns()
+            await asyncio.to_thread(catalog.archive_workspace, "orchestrated", Stamp(now, now, CLOCK), wall_ms())
+            await client.until(lambda c: "orchestrated" not in c.state)
+            await client.until(lambda _: any("orchestrated" in census.buried for census in censuses))
+            await client.until(lambda _: drift(deployed) >= drifted + 2)
+            assert client.mismatches == []
+    finally:
+        for tap in taps:
+            tap.close()
+        catalog.close()
+
+
+def drift(deployed: Deployed) -> int:
+    """How many known values censuses had to put right, as `treewire status` tells."""
+    return int(beats(deployed)["aggregator"]["figures"]["drift"])
+
+
+async def test_what_is_archived_by_a_command_leaves_at_once_and_without_a_census(deployed: Deployed) -> None:
     async with deployed.client() as client:
         await settled(client)
-        event = {
-            "project": deployed.project,
-            "workspace": "orchestrated",
-            "group": "life",
-            "fields": {"name": "orchestrated", "phase": "ready"},
-        }
+        event = {"project": deployed.project, "workspace": "asked-to-go", "group": "life", "fields": {"phase": "ready"}}
         assert await deployed.post(event) == 202
-        await client.until(lambda c: "orchestrated" in c.state)
-        done = deployed.cli("workspace", "archive", "orchestrated")
+        await client.until(lambda c: "asked-to-go" in c.state)
+        done = deployed.cli("workspace", "archive", "asked-to-go")
         assert done.returncode == 0, done.stdout + done.stderr
-        await client.until(lambda c: "orchestrated" not in c.state)
-        assert client.mismatches == []
+        await client.until(lambda c: "asked-to-go" not in c.state)
+        told = json.loads(deployed.cli("explain", "asked-to-go", "life", "--json").stdout)
+        look = told["rulings"]["life"][-1]["look"]
+        assert (look["value"]["phase"], look["producer"]) == ("archived", "treewire workspace archive")
 
 
 async def test_an_archived_worktree_leaves_every_client_and_stays_away(deployed: Deployed) -> None:

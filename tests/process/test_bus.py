@@ -220,28 +220,61 @@ async def test_a_removed_project_leaves_its_followers(run_dir: Path) -> None:
         follower.close()
 
 
-async def test_a_stalled_tap_costs_the_feed_nothing(run_dir: Path) -> None:
+async def flooded(run_dir: Path, stalled: bool) -> tuple[dict[str, int], int]:
+    """What the others got of a flood of looks, and what lay waiting for a tap that never read."""
+    looks, chunk = 5 * bus.TAP_HIGH_WATER, bus.TAP_HIGH_WATER // 4
+    rulings: list[wire.Ruled] = []
+    told: list[wire.Feed] = []
     async with aggregator(run_dir) as running, beating(running):
-        stalled = zmq.Context.instance().socket(zmq.SUB)
-        stalled.setsockopt(zmq.LINGER, 0)
-        stalled.setsockopt(zmq.RCVHWM, 1)
-        stalled.setsockopt(zmq.SUBSCRIBE, b"")
-        stalled.connect(bus.endpoint(run_dir, "tap"))
-        producer = bus.Ingress(run_dir)
-        follower = Follower(run_dir)
-        await until(lambda: running.tap.watched)
+        asleep = zmq.Context.instance().socket(zmq.SUB)
+        asleep.setsockopt(zmq.LINGER, 0)
+        asleep.setsockopt(zmq.RCVHWM, 1)
+        asleep.setsockopt(zmq.SUBSCRIBE, b"")
+        if stalled:
+            asleep.connect(bus.endpoint(run_dir, "tap"))
+            await until(lambda: running.tap.watched)
+        awake, jobs = bus.tap(run_dir, lambda batch: rulings.extend(m for m in batch if isinstance(m, wire.Ruled)))
+        feed = bus.feed(run_dir, told.extend)
+        producer, follower = bus.Ingress(run_dir), Follower(run_dir)
         await until(lambda: producer.send(running.census(life("w1"))))
         await until(lambda: agree(follower, running))
-        for n in range(3 * bus.TAP_HIGH_WATER):
+        while not rulings:  # until the tap that reads has joined
+            producer.send(life("w1"))
+            await asyncio.sleep(0.01)
+        terminal = lambda: [ruled for ruled in rulings if ruled.look.group == "terminal"]  # noqa: E731
+        for n in range(looks):
             while not producer.send(Look("web", "w1", "terminal", Terminal(last_output=n), stamp(), "live")):
                 await asyncio.sleep(0.001)
-        await until(lambda: running.writer.looks.get(("terminal", "applied")) == 3 * bus.TAP_HIGH_WATER)
+            if n % chunk == chunk - 1:  # whoever reads can keep up
+                await until(lambda n=n: len(terminal()) > n)
         await until(lambda: agree(follower, running))
-        assert follower.gaps == 0
-        stalled.close()
-        await until(lambda: not running.tap.watched)
-        producer.close()
-        follower.close()
+        ended = [message.to for message in told if isinstance(message, wire.Delta)]
+        began = [message.from_ for message in told if isinstance(message, wire.Delta)]
+        got = {
+            "applied": running.writer.looks["terminal", "applied"],
+            "rulings": len(terminal()),
+            "gaps": follower.gaps,
+            "lost deltas": sum(after > before for before, after in zip(ended, began[1:], strict=False)),
+        }
+        waiting = 0
+        while asleep.poll(200):
+            asleep.recv_multipart()
+            waiting += 1
+        asleep.close()
+        for end in (awake, jobs, feed, producer, follower):
+            end.close()
+    return got, waiting
+
+
+async def test_a_stalled_tap_costs_the_feed_nothing(run_dir: Path) -> None:
+    """Whoever reads gets the same beside it as without it; and what waits for it is bounded, not the flood."""
+    (run_dir / "alone").mkdir()
+    (run_dir / "beside").mkdir()
+    alone, _ = await flooded(run_dir / "alone", stalled=False)
+    beside, waiting = await flooded(run_dir / "beside", stalled=True)
+    assert beside == alone
+    assert beside == {"applied": 5 * bus.TAP_HIGH_WATER, "rulings": beside["applied"], "gaps": 0, "lost deltas": 0}
+    assert 0 < waiting < 4 * bus.TAP_HIGH_WATER
 
 
 async def test_looks_that_disagree_are_asked_for_again_until_one_settles_it(run_dir: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import shutil
 import signal
 import subprocess
@@ -15,26 +14,19 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from pipeline.domain.model import Git
 from pipeline.gitdir import resolve
 from pipeline.wire import Job, encode
-from tests.gitkit import IDENTITY, add_worktree, commit, git, make_repo, write
-from workers import git as full
+from tests.corners import CHANGES, FILES, TEXT, Change, clash
+from tests.gitkit import add_worktree, commit, git, make_repo, write
+from tests.oracle import expected, job_for
+from workers import look as engine
 from workers import shadow
-from workers.git import GitError, measure
+from workers.git import GitError, Looker, measure
 
 pytestmark = pytest.mark.timeout(60)
-
-TEXT = "".join(f"line {number}\n" for number in range(40))
-FILES: dict[str, str | bytes] = {
-    "a.txt": TEXT,
-    "b.txt": "one\ntwo\n",
-    "dir/c.txt": "deep\n",
-    "dir/d.txt": TEXT.replace("line", "row"),
-    "logo.png": bytes(range(256)),
-    ".gitignore": "*.log\nbuild/\n",
-}
 
 
 @pytest.fixture(autouse=True)
@@ -59,74 +51,6 @@ def worktree(tmp_path: Path) -> Path:
     return linked
 
 
-def job_for(worktree: Path, base: str = "main", deadline_ms: int = 30_000) -> Job:
-    dirs = resolve(worktree)
-    return Job(
-        id=1,
-        workspace="w1",
-        worktree=str(worktree),
-        git_dir=str(dirs.git_dir),
-        common_dir=str(dirs.common_dir),
-        inode=dirs.inode,
-        base=base,
-        deadline_ms=deadline_ms,
-    )
-
-
-def user_env() -> dict[str, str]:
-    """The home that the look sees, for git itself."""
-    home = os.environ["HOME"]
-    return {"HOME": home, "GIT_CONFIG_GLOBAL": f"{home}/.gitconfig"}
-
-
-def shortstat(worktree: Path, against: str, scratch: Path) -> tuple[int, int, int]:
-    """What a commit of everything would differ from `against`, from git alone, without writing to the repository."""
-    dirs = resolve(worktree)
-    scratch.mkdir(exist_ok=True)
-    index = scratch / "index"
-    index.unlink(missing_ok=True)
-    if (dirs.git_dir / "index").exists():
-        shutil.copy2(dirs.git_dir / "index", index)
-    env = {
-        **user_env(),
-        "GIT_DIR": str(dirs.git_dir),
-        "GIT_WORK_TREE": str(worktree),
-        "GIT_INDEX_FILE": str(index),
-        "GIT_OBJECT_DIRECTORY": str(scratch),
-        "GIT_ALTERNATE_OBJECT_DIRECTORIES": str(dirs.common_dir / "objects"),
-    }
-    for command in (["add", "-A", "--sparse"], ["diff", "--cached", "--shortstat", against]):
-        done = subprocess.run(
-            ["git", "-c", "advice.addEmbeddedRepo=false", *command],
-            cwd=worktree,
-            env={**IDENTITY, **env},
-            capture_output=True,
-        )
-        assert done.returncode == 0, done.stderr
-    counts = {word[:3]: int(count) for count, word in re.findall(r"(\d+) (\w+)", done.stdout.decode())}
-    return counts.get("fil", 0), counts.get("ins", 0), counts.get("del", 0)
-
-
-def states(worktree: Path) -> tuple[int, int, int, int]:
-    """Staged, unstaged, untracked and conflicted files, counted from the short status."""
-    env = {"GIT_OPTIONAL_LOCKS": "0", **user_env()}
-    out = git(worktree, "status", "--porcelain", "-z", "--untracked-files=all", env=env)
-    staged = unstaged = untracked = conflicted = 0
-    records = iter(out.split("\0")[:-1])
-    for record in records:
-        code = record[:2]
-        if "R" in code:
-            next(records)
-        if code == "??":
-            untracked += 1
-        elif "U" in code or code in ("AA", "DD"):
-            conflicted += 1
-        else:
-            staged += code[0] != " "
-            unstaged += code[1] != " "
-    return staged, unstaged, untracked, conflicted
-
-
 def totals(git: Git) -> tuple[int | None, int | None, int | None]:
     return git.files, git.insertions, git.deletions
 
@@ -134,158 +58,11 @@ def totals(git: Git) -> tuple[int | None, int | None, int | None]:
 def assert_exact(worktree: Path, tmp_path: Path, base: str = "main") -> Git:
     """Measure, and compare every number with what git says by other commands."""
     found = measure(job_for(worktree, base), tmp_path / "cache")
-    unborn = git(worktree, "rev-parse", "-q", "--verify", "HEAD", check=False) == ""
-    merge_base = "" if unborn else git(worktree, "merge-base", base, "HEAD", check=False)
-    against = merge_base or ("4b825dc642cb6eb9a060e54bf8d69288fbee4904" if unborn else "HEAD")
-    assert totals(found) == shortstat(worktree, against, tmp_path / "scratch")
-    assert (found.staged, found.unstaged, found.untracked, found.conflicted) == states(worktree)
-    if unborn or not git(worktree, "rev-parse", "-q", "--verify", base, check=False):
-        assert (found.ahead, found.behind) == (None, None)
-    else:
-        counted = git(worktree, "rev-list", "--count", "--left-right", f"{base}...HEAD").split()
-        assert [str(found.behind), str(found.ahead)] == counted
-    assert found.head == (None if unborn else git(worktree, "rev-parse", "HEAD"))
-    assert found.branch == (git(worktree, "symbolic-ref", "-q", "--short", "HEAD", check=False) or None)
+    assert replace(found, operation=None) == expected(worktree, tmp_path / "scratch", base)
     return found
 
 
 # ── corners ──────────────────────────────────────────────────────────────────────────────────────
-
-Change = Callable[[Path], object]
-CHANGES: dict[str, Change] = {
-    "nothing": lambda w: None,
-    "edit": lambda w: write(w, {"a.txt": TEXT + "more\n"}),
-    "edit and stage": lambda w: (write(w, {"a.txt": "x\n"}), git(w, "add", "a.txt")),
-    "stage and edit back": lambda w: (
-        write(w, {"b.txt": "x\n"}),
-        git(w, "add", "-A"),
-        write(w, {"b.txt": "one\ntwo\n"}),
-    ),
-    "commit": lambda w: commit(w, {"new.txt": "1\n2\n"}),
-    "undo what was committed": lambda w: write(w, {"b.txt": "one\ntwo\n"}),
-    "delete": lambda w: (w / "a.txt").unlink(),
-    "delete and stage": lambda w: git(w, "rm", "-q", "a.txt"),
-    "forget but keep": lambda w: git(w, "rm", "-q", "--cached", "a.txt"),
-    "forget, keep and edit": lambda w: (git(w, "rm", "-q", "--cached", "a.txt"), write(w, {"a.txt": "x\n"})),
-    "rename and stage": lambda w: git(w, "mv", "a.txt", "moved.txt"),
-    "rename onto an untracked name": lambda w: (w / "a.txt").rename(w / "moved.txt"),
-    "rename into an untracked directory and edit": lambda w: (
-        write(w, {"far/away/moved.txt": TEXT + "more\n"}),
-        (w / "a.txt").unlink(),
-    ),
-    "two renames and a copy": lambda w: (
-        write(w, {"copy.txt": TEXT}),
-        (w / "a.txt").rename(w / "z.txt"),
-        (w / "dir/d.txt").rename(w / "d.txt"),
-    ),
-    "untracked, nested": lambda w: write(w, {"n/e/s/t.txt": "1\n", "n/u.txt": "2\n3\n"}),
-    "ignored": lambda w: write(w, {"x.log": "1\n", "build/out.txt": "1\n"}),
-    "ignored but tracked": lambda w: (
-        write(w, {"kept.log": "1\n"}),
-        git(w, "add", "-f", "kept.log"),
-        write(w, {"kept.log": "2\n3\n"}),
-    ),
-    "ignored since just now": lambda w: write(w, {"n.tmp": "1\n", ".gitignore": "*.log\n*.tmp\n"}),
-    "ignored by info/exclude": lambda w: (
-        (resolve(w).common_dir / "info/exclude").write_text("*.tmp\n"),
-        write(w, {"n.tmp": "1\n", "n.txt": "1\n"}),
-    ),
-    "binary edited": lambda w: write(w, {"logo.png": bytes(range(255))}),
-    "binary untracked": lambda w: write(w, {"new.png": b"\0\1\2"}),
-    "binary by info/attributes": lambda w: (
-        (resolve(w).common_dir / "info/attributes").write_text("*.dat -diff\n"),
-        write(w, {"n.dat": "1\n2\n"}),
-    ),
-    "binary by .gitattributes": lambda w: write(w, {".gitattributes": "b.txt binary\n", "b.txt": "x\n"}),
-    "binary by diff driver": lambda w: (
-        write(w, {".gitattributes": "*.txt diff=opaque\n", "b.txt": "x\n"}),
-        git(w, "config", "diff.opaque.binary", "true"),
-    ),
-    "executable": lambda w: (w / "a.txt").chmod(0o755),
-    "executable, where modes do not count": lambda w: (
-        git(w, "config", "core.fileMode", "false"),
-        (w / "a.txt").chmod(0o755),
-        write(w, {"run.sh": "#!\n"}),
-        (w / "run.sh").chmod(0o755),
-    ),
-    "symlink for a file": lambda w: ((w / "a.txt").unlink(), (w / "a.txt").symlink_to("b.txt")),
-    "symlink, untracked": lambda w: (w / "link").symlink_to("nowhere"),
-    "symlink for a directory": lambda w: (shutil.rmtree(w / "dir"), (w / "dir").symlink_to(w / ".git")),
-    "directory for a file": lambda w: ((w / "a.txt").unlink(), write(w, {"a.txt/in.txt": "1\n"})),
-    "file for a directory": lambda w: (shutil.rmtree(w / "dir"), write(w, {"dir": "1\n"})),
-    "empty file": lambda w: write(w, {"empty": ""}),
-    "emptied file": lambda w: write(w, {"a.txt": ""}),
-    "no newline at the end": lambda w: write(w, {"a.txt": TEXT.rstrip("\n"), "n.txt": "1\n2"}),
-    "only touched": lambda w: os.utime(w / "a.txt", (1, 1)),
-    "intent to add": lambda w: (write(w, {"n.txt": "1\n"}), git(w, "add", "-N", "n.txt")),
-    "assumed unchanged": lambda w: (git(w, "update-index", "--assume-unchanged", "a.txt"), write(w, {"a.txt": "x\n"})),
-    "skipped in the worktree": lambda w: (git(w, "update-index", "--skip-worktree", "a.txt"), (w / "a.txt").unlink()),
-    "detached": lambda w: (git(w, "checkout", "-q", "--detach"), write(w, {"a.txt": "x\n"})),
-    "case-only rename": lambda w: (w / "a.txt").rename(w / "A.TXT"),
-    "odd names": lambda w: write(
-        w, {"-rf": "1\n", "--help": "1\n", ":(top)x": "1\n", "new\nline\t\"quoted\"": "1\n", "*": "1\n", " ": "1\n"}
-    ),
-    "CRLF by .gitattributes": lambda w: write(w, {".gitattributes": "* text=auto\n", "b.txt": "one\r\ntwo\r\n"}),
-    "CRLF by configuration": lambda w: (
-        git(w, "config", "core.autocrlf", "true"),
-        write(w, {"b.txt": "one\r\ntwo\r\nthree\r\n", "n.txt": "1\r\n"}),
-    ),
-    "encoded by .gitattributes": lambda w: write(
-        w, {".gitattributes": "*.u16 text working-tree-encoding=UTF-16\n", "n.u16": "1\n2\n".encode("utf-16")}
-    ),
-    "ident keyword": lambda w: write(w, {".gitattributes": "*.txt ident\n", "n.txt": "$Id: whatever $\n"}),
-    "merge conflict": lambda w: clash(w, "merge", "other"),
-    "merge conflict, resolved but not staged": lambda w: (clash(w, "merge", "other"), write(w, {"b.txt": "both\n"})),
-    "merge conflict, resolved as the base": lambda w: (
-        clash(w, "merge", "other"),
-        write(w, {"b.txt": "one\ntwo\n"}),
-    ),
-    "merge conflict, resolved by deleting": lambda w: (clash(w, "merge", "other"), (w / "b.txt").unlink()),
-    "merge conflict, resolved as the base but for our mode, which only the index knows": lambda w: (
-        (w / "b.txt").chmod(0o755),
-        commit(w),
-        clash(w, "merge", "other"),
-        git(w, "config", "core.fileMode", "false"),
-        write(w, {"b.txt": "one\ntwo\n"}),
-    ),
-    "rebase conflict": lambda w: clash(w, "rebase", "other"),
-    "cherry-pick conflict": lambda w: clash(w, "cherry-pick", "other"),
-    "nested repository": lambda w: make_repo(w / "vendored", {"v": "1\n"}),
-    "submodule, moved": lambda w: (
-        make_repo(w.parent / "lib", {"v": "1\n"}),
-        git(w, "submodule", "add", "-q", str(w.parent / "lib"), "lib"),
-        commit(w),
-        commit(w / "lib", {"v": "2\n"}),
-        write(w / "lib", {"dirty": "1\n"}),
-    ),
-    "fifo beside the files": lambda w: os.mkfifo(w / "pipe"),
-    "packed": lambda w: (git(w, "gc", "-q"), write(w, {"a.txt": "x\n"})),
-    "split index": lambda w: (
-        git(w, "update-index", "--split-index"),
-        commit(w, {"s.txt": "1\n"}),
-        write(w, {"a.txt": "x\n", "n.txt": "1\n"}),
-    ),
-    "sparse checkout": lambda w: (git(w, "sparse-checkout", "set", "dir"), write(w, {"dir/c.txt": "x\n"})),
-    "sparse index": lambda w: (
-        git(w, "sparse-checkout", "set", "--cone", "--sparse-index", "other"),
-        write(w, {"other/n.txt": "x\n", "b.txt": "x\n"}),
-    ),
-    "worktree configuration": lambda w: (
-        git(w, "config", "extensions.worktreeConfig", "true"),
-        git(w, "config", "--worktree", "core.autocrlf", "input"),
-        write(w, {"n.txt": "1\r\n"}),
-    ),
-}  # fmt: skip
-
-
-def clash(worktree: Path, *command: str) -> None:
-    """A conflict in b.txt (changed on both sides) and in dir/c.txt (deleted here, changed there)."""
-    git(worktree, "checkout", "-q", "-b", "other", git(worktree, "merge-base", "main", "HEAD"))
-    commit(worktree, {"b.txt": "one\nTWO\n", "dir/c.txt": "deeper\n", "theirs.txt": "1\n"})
-    git(worktree, "checkout", "-q", "feature")
-    git(worktree, "rm", "-q", "dir/c.txt")
-    commit(worktree)
-    git(worktree, *command, check=False)
 
 
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES.keys())
@@ -510,15 +287,16 @@ def test_the_private_index_is_refreshed_once_and_copied_again_only_when_the_real
     for name in FILES:
         os.utime(worktree / name, (1, 1))
     job = job_for(worktree)
-    measure(job, tmp_path / "cache")
+    looker = Looker(tmp_path / "cache")
+    looker.look(job)
     ours = tmp_path / "cache" / shadow.shadow_name(Path(job.git_dir)) / "index"
     refreshed = ours.stat()
     real = (Path(job.git_dir) / "index").read_bytes()
     assert ours.read_bytes() != real, "ours knows the new times of the files"
-    measure(job, tmp_path / "cache")
+    looker.look(job)
     assert (ours.stat().st_ino, ours.stat().st_mtime_ns) == (refreshed.st_ino, refreshed.st_mtime_ns)
     git(worktree, "add", "--refresh", ".")
-    measure(job, tmp_path / "cache")
+    looker.look(job)
     assert ours.stat().st_ino != refreshed.st_ino
 
 
@@ -526,13 +304,14 @@ def test_history_is_walked_once_per_head_and_base(
     worktree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[str] = []
-    really = full.spawn.git
-    monkeypatch.setattr(full.spawn, "git", lambda args, **more: (asked.append(args[5]), really(args, **more))[1])
+    really = engine.spawn.git
+    monkeypatch.setattr(engine.spawn, "git", lambda args, **more: (asked.append(args[5]), really(args, **more))[1])
+    looker = Looker(tmp_path / "cache")
     for _ in range(3):
-        assert measure(job_for(worktree), tmp_path / "cache").ahead == 1
+        assert looker.look(job_for(worktree)).git.ahead == 1
     assert asked.count("merge-base") == asked.count("rev-list") == 1
     commit(worktree, {"n.txt": "1\n"})
-    assert measure(job_for(worktree), tmp_path / "cache").ahead == 2
+    assert looker.look(job_for(worktree)).git.ahead == 2
     assert asked.count("merge-base") == 2
 
 
@@ -540,17 +319,15 @@ def test_two_processes_may_use_one_cache_in_turn(
     worktree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What a process remembers of a shadow does not hold once another one wrote to it."""
-    assert_exact(worktree, tmp_path)
+    looker = Looker(tmp_path / "cache")
+    looker.look(job_for(worktree))
     mine = shadow._RUN
     monkeypatch.setattr(shadow, "_RUN", b"x" * len(mine))
-    remembered = dict(full._shadows)
-    full._shadows.clear()
     git(worktree, "checkout", "-q", "--detach", "HEAD~1")
     assert_exact(worktree, tmp_path)
     monkeypatch.setattr(shadow, "_RUN", mine)
-    full._shadows.update(remembered)
     git(worktree, "checkout", "-q", "feature")
-    assert_exact(worktree, tmp_path)
+    assert looker.look(job_for(worktree)).git == expected(worktree, tmp_path / "scratch")
 
 
 def test_the_caches_of_worktrees_that_are_gone_or_long_unused_are_removed(worktree: Path, tmp_path: Path) -> None:
@@ -566,7 +343,6 @@ def test_the_caches_of_worktrees_that_are_gone_or_long_unused_are_removed(worktr
     kept = {shadow.shadow_name(Path(job_for(path).git_dir)) for path in (others[1], worktree)}
     assert set(os.listdir(cache)) == kept
     assert_exact(others[0], tmp_path)
-    full._shadows.clear()
     assert shadow.prune(tmp_path / "none") == 0
 
 
@@ -662,7 +438,7 @@ def test_a_cache_that_cannot_be_written_has_a_reason(worktree: Path, tmp_path: P
 def test_a_worktree_that_another_process_looks_at_is_busy_until_the_deadline(worktree: Path, tmp_path: Path) -> None:
     job = job_for(worktree, deadline_ms=200)
     dirs = resolve(worktree)
-    with shadow.Shadow(tmp_path / "cache", dirs).held(full.Deadline.after(1000)):
+    with shadow.Shadow(tmp_path / "cache", dirs).held(engine.Deadline.after(1000)):
         assert reason_of(job, tmp_path) == "busy"
     assert_exact(worktree, tmp_path)
 

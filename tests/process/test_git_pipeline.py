@@ -153,6 +153,10 @@ class Deployment:
             lambda: {key: self.git(workspace).get(key) for key in values} == values, f"{workspace} shows {values}"
         )
 
+    def unseen(self) -> bool:
+        head = self.follower.head
+        return head is not None and not any(project.watched for project in head.heads.values())
+
     async def quiet(self) -> None:
         """Whatever was under way is over: no job began for a while, and the trees are watched."""
         await self.until(lambda: self.figure("watched_trees") == len(self.paths), "all trees are watched")
@@ -211,6 +215,7 @@ async def test_an_edit_a_commit_and_a_switch_show_at_the_feed() -> None:
         commit(tw.repo, {"a.txt": "changed\n"})
         await tw.shows(a, ahead=1, behind=1)
         await tw.shows(b, ahead=0, behind=1)
+        await tw.until(lambda: any(e.workspace == b and e.why == "ref; scoped, 0 paths" for e in tw.events), "cheaply")
 
 
 async def test_a_soft_reset_and_an_amended_message_show_too() -> None:
@@ -260,6 +265,98 @@ async def test_nothing_runs_while_nothing_happens() -> None:
         write(tw.paths["w1"], {"noise.log": "2\n"})
         await asyncio.sleep(0.5)
         assert tw.events[before:] == []
+
+
+async def test_a_job_names_the_paths_that_changed_and_says_when_they_are_not_all() -> None:
+    async with deployed() as tw:
+        a = tw.worktree("a")
+        await tw.census()
+        await tw.shows(a, files=0)
+        await tw.quiet()
+
+        async def started(why: str) -> None:
+            await tw.until(lambda: any(e.event == "started" and e.why == why for e in tw.events), why)
+            await tw.quiet()
+            tw.events.clear()
+
+        tw.events.clear()
+        write(tw.paths["a"], {"a.txt": "edited\n"})
+        await tw.shows(a, files=1, unstaged=1)
+        await started("tree; scoped, 1 paths")
+        git(tw.paths["a"], "add", "-A")
+        await tw.shows(a, staged=1)
+        await started("index; scoped, 0 paths")
+        (tw.paths["a"] / "src").rename(tw.paths["a"] / "lib")
+        await tw.shows(a, files=2, untracked=1)
+        await started("directory renamed; full")
+        write(tw.paths["a"], {".gitignore": "lib/\n"})
+        await tw.shows(a, files=3, untracked=1)
+        await tw.until(lambda: any("ignore file" in e.why for e in tw.events), "the rules are applied to everything")
+
+
+async def test_where_no_client_looks_on_the_cadence_is_slow() -> None:
+    async with deployed(TREEWIRE_GIT__IDLE_S="1.5") as tw:
+        a = tw.worktree("a")
+        await tw.census()
+        await tw.shows(a, files=0)
+        await tw.quiet()
+        await tw.until(tw.unseen, "nobody looks on")
+        before = tw.started(a)
+        await asyncio.sleep(2)
+        assert tw.started(a) == before
+        await tw.send(wire.Interest("gateway-0", [tw.project]))
+        await tw.until(lambda: tw.started(a) >= before + 2, "the cadence is kept")
+        assert {event.why for event in tw.events if event.event == "started"} >= {"cadence; full"}
+
+
+async def test_worktrees_that_vanish_together_are_told_in_one_line() -> None:
+    async with deployed(workers=2) as tw:
+        names = [f"w{n}" for n in range(12)]
+        for name in names:
+            tw.worktree(name)
+        await tw.census()
+        await tw.until(lambda: tw.figure("git_looks") and tw.figure("queue") == tw.figure("running") == 0, "all known")
+        await tw.quiet()
+        for name in names:
+            shutil.rmtree(tw.paths[name])
+        await tw.until(lambda: tw.figure("failing") == 12, "they are missed")
+        await tw.until(lambda: "looks failed" in tw.logs(), "which is told")
+        told = [line for line in tw.logs().splitlines() if "look failed" in line or "looks failed" in line]
+        assert len(told) == 1
+        assert '"worktrees":12' in told[0]
+        assert "gone" in told[0]
+
+
+async def test_a_worker_that_hangs_in_the_kernel_is_ended_and_its_job_goes_on() -> None:
+    """Not even its deadline helps a worker that waits for a file system; what hangs here is a stopped one."""
+    async with deployed(TREEWIRE_GIT__DEADLINE_MS="500") as tw:
+        a = tw.worktree("a")
+        await tw.census()
+        await tw.shows(a, files=0)
+        await tw.quiet()
+        hanging = tw.processes["worker-0"]
+        hanging.send_signal(signal.SIGSTOP)
+        write(tw.paths["a"], {"a.txt": "edited\n"})
+        await tw.until(lambda: hanging.poll() == -signal.SIGKILL, "it is ended")
+        tw.start("worker", 0)
+        await tw.shows(a, files=1)
+        assert any(event.event == "requeued" for event in tw.events)
+
+
+async def test_what_nothing_told_of_is_found_by_the_cadence_and_logged_as_drift() -> None:
+    """A directory that is not worth a watch and yet counts: a heavy one that nobody ignores."""
+    async with deployed(TREEWIRE_GIT__ACTIVE_S="1", TREEWIRE_GIT__IDLE_S="1") as tw:
+        a = tw.worktree("a")
+        write(tw.paths["a"], {"node_modules/x.js": "1\n"})
+        await tw.census()
+        await tw.shows(a, files=1, insertions=1)
+        await tw.quiet()
+        write(tw.paths["a"], {"node_modules/x.js": "1\n2\n", "node_modules/y.js": "1\n"})
+        await tw.shows(a, files=2, insertions=3)
+        await tw.until(lambda: tw.figure("git_drift") == 2, "it is counted")
+        (told,) = [line for line in tw.logs().splitlines() if "drift found" in line]
+        assert f'"workspace":"{a}"' in told
+        assert '"paths":2' in told
 
 
 async def test_a_worker_that_is_killed_loses_nothing() -> None:

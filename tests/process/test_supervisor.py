@@ -37,12 +37,14 @@ sys.meta_path.insert(0, Finder())
 """
 
 STAND_IN = """
-import asyncio, os
+import asyncio, os, time
 
 async def main(process):
     if (process.settings.home / f"crash-{process.name}").exists():
         raise RuntimeError("told to crash")
     process.figures["stand_in"] = 1
+    if (process.settings.home / f"hang-{process.name}").exists():
+        time.sleep(3600)
     if process.role == "gateway":
         async def answer(reader, writer):
             await reader.readuntil(b"\\r\\n\\r\\n")
@@ -177,6 +179,30 @@ def test_a_killed_supervisord_leaves_no_orphans_even_stopped_ones(deployment: De
     assert not set(pids.values()) & set(deployment.pids().values())
 
 
+def test_down_waits_for_no_hung_process_however_many_there_are(deployment: Deployment) -> None:
+    """Seven times what one may take to drain would be the price of asking them one after the other."""
+    deployment.env["TREEWIRE_SUPERVISOR__SILENT_S"] = "3600"  # the watchdog shall not be first
+    deployment.env["TREEWIRE_SUPERVISOR__DRAIN_S"] = "12"
+    deployment.up()
+    pids = deployment.pids()
+    for name in ("aggregator", "dispatcher", "worker-0", "gateway-0", "supervisord"):
+        os.kill(pids[name], signal.SIGSTOP)
+    for name in ("reconciler", "sources"):  # it comes back, but hangs
+        (deployment.home / f"hang-{name}").touch()
+        os.kill(pids[name], signal.SIGKILL)
+    os.kill(pids["supervisord"], signal.SIGCONT)
+    for name in ("reconciler", "sources"):
+        deployment.wait(lambda name=name: deployment.beat(name).pid != pids[name], f"{name} to come back")
+    os.kill(pids["supervisord"], signal.SIGSTOP)
+    pids |= {name: deployment.beat(name).pid for name in ("reconciler", "sources")}
+    began = time.monotonic()
+    stopped = deployment.treewire("down")
+    took = time.monotonic() - began
+    assert (stopped.returncode, stopped.stdout) == (0, "Stopped.\n"), stopped.stderr + deployment.logs()
+    assert not [name for name, pid in pids.items() if lives(pid)]
+    assert took < 12, "somebody was waited for as long as it may drain"
+
+
 def test_a_program_that_was_given_up_is_revived_and_a_silent_one_restarted(deployment: Deployment) -> None:
     deployment.home.mkdir(mode=0o700)
     crash = deployment.home / "crash-sources"
@@ -184,6 +210,7 @@ def test_a_program_that_was_given_up_is_revived_and_a_silent_one_restarted(deplo
     started = deployment.treewire("up", "-d", "--port", "0")
     assert started.returncode == 0, f"{started.stdout}{started.stderr}{deployment.logs()}"
 
+    deployment.wait(lambda: deployment.beat("dispatcher"), "a sign of life of the dispatcher")
     silent = deployment.beat("dispatcher").pid
     os.kill(silent, signal.SIGSTOP)
     deployment.wait(lambda: not lives(silent), "the silent one to be killed")

@@ -9,9 +9,12 @@ import pytest
 
 from pipeline.gitdir import (
     GitDirError,
+    Identity,
+    check_packs,
     default_base,
     has_replacements,
     identify,
+    pinned,
     read_branch,
     read_head,
     read_operation,
@@ -98,6 +101,53 @@ def test_neither_a_symlink_nor_a_socket_nor_a_directory_nor_a_huge_file_is_read(
     assert caught.value.reason == "too_large"
     assert read_regular(tmp_path / "file" / "below") is None
     assert identify(tmp_path / "none") is None
+
+
+def test_a_worktree_is_pinned_to_its_git_directories_and_to_its_very_path(repo: Path, tmp_path: Path) -> None:
+    linked = add_worktree(repo, tmp_path / "linked", "feature")
+    dirs = resolve(linked)
+    pinned(linked, dirs)
+    for other in (dirs._replace(inode=dirs.inode + 1), dirs._replace(git_dir=repo), dirs._replace(common_dir=repo)):
+        with pytest.raises(GitDirError, match="register it again") as caught:
+            pinned(linked, other)
+        assert caught.value.reason == "pinned_changed"
+    linked.rename(tmp_path / "moved")
+    linked.symlink_to(tmp_path / "moved")
+    assert resolve(linked) == dirs, "the git directory is the same, and yet:"
+    with pytest.raises(GitDirError, match="symbolic link"):
+        pinned(linked, dirs)
+
+
+def test_packs_are_looked_at_again_only_when_their_directory_changed(
+    repo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    git(repo, "repack", "-adq")
+    seen: dict[Path, Identity] = {}
+    other = tmp_path / "other"
+    (other / "pack").mkdir(parents=True)
+    (other / "info").mkdir()
+    (repo / ".git/objects/info/alternates").write_text(f"# a comment\n{other}\n")
+    (other / "info/alternates").write_text(f"{repo}/.git/objects\n")
+    assert check_packs(repo / ".git/objects", seen) == [repo / ".git/objects", other]
+    listed: list[object] = []
+    really = os.scandir
+    monkeypatch.setattr(os, "scandir", lambda path: (listed.append(path), really(path))[1])
+    check_packs(repo / ".git/objects", seen)
+    assert listed == []
+    os.mkfifo(other / "pack/pack-x.idx")
+    with pytest.raises(GitDirError, match="not a regular file") as caught:
+        check_packs(repo / ".git/objects", seen)
+    assert caught.value.reason == "unsafe_file"
+    assert listed == [other / "pack"]
+    (other / "pack/pack-x.idx").unlink()
+    (other / "info/alternates").unlink()
+    os.mkfifo(other / "info/alternates")
+    with pytest.raises(GitDirError, match="alternates"):
+        check_packs(repo / ".git/objects", seen)
+
+
+def test_an_object_store_without_packs_or_without_anything_is_well(tmp_path: Path) -> None:
+    assert check_packs(tmp_path / "none", {}) == [tmp_path / "none"]
 
 
 # ── refs ─────────────────────────────────────────────────────────────────────────────────────────

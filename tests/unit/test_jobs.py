@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -9,14 +10,22 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from pipeline.catalog import Target
 from workers.jobs import (
     ACTIVE_NS,
+    FEW_PATHS,
     FIRST_BACKOFF_NS,
     JOB_LOST_NS,
     LEASE_MARGIN_NS,
     LONGEST_BACKOFF_NS,
+    LOUD_NS,
+    MAX_SCOPED,
+    MOST_PATHS,
     MS,
+    PATH_NS,
     PATIENCE_NS,
     SILENT_NS,
     SPARE_TIMERS,
+    SPLIT_NS,
+    STEAL_NS,
+    UNSEEN,
     Lease,
     Policy,
     S,
@@ -34,8 +43,9 @@ def target(name: str, **other: object) -> Target:
         "git_dir": f"/r/.git/worktrees/{name}",
         "inode": 7,
         "base": "main",
+        "common_dir": "/r/.git",
     }
-    return Target(workspace=name, project="p", common_dir="/r/.git", **{**fields, **other})  # type: ignore[arg-type]
+    return Target(workspace=name, project="p", **{**fields, **other})  # type: ignore[arg-type]
 
 
 class Bench:
@@ -65,14 +75,17 @@ class Bench:
 
     def finish(self, lease: Lease, error: str = "", took: int = 5 * MS) -> Lease | None:
         self.now += took
-        return self.table.done(lease.id, error, self.now)
+        return self.table.done(lease.id, error, self.now, scoped=not lease.full)
 
-    def settle(self) -> None:
+    def settle(self, watched: bool = False) -> None:
         """Everything was looked at, and a quiet while has passed."""
-        while leases := self.assign():
-            for lease in leases:
-                self.finish(lease)
-        self.pass_ns(1 * S)
+        for name in self.table.workspaces if watched else ():
+            self.table.watch(name, True, self.now)
+        for _ in range(2):
+            while leases := self.assign():
+                for lease in leases:
+                    self.finish(lease)
+            self.pass_ns(1 * S)
 
     def told(self, event: str) -> list[str]:
         return [told.workspace for told in self.table.told if told.event == event]
@@ -282,21 +295,379 @@ def test_worktrees_that_fail_leave_workers_to_the_others() -> None:
     (hanging,) = bench.assign()
     assert hanging.target.workspace.startswith("bad")
     bench.table.mark("good", "tree", bench.now)
+    bench.pass_ns(STEAL_NS)
     assert bench.only().target.workspace == "good"
 
 
-def test_a_worktree_goes_back_to_the_worker_that_knows_it() -> None:
-    bench = Bench("a", "b", workers=2)
-    first = {lease.target.workspace: lease.address for lease in bench.assign()}
-    for lease in list(bench.table._leases.values()):
-        bench.finish(lease)
+# ── which worker ─────────────────────────────────────────────────────────────────────────────────
+
+
+def spread(bench: Bench) -> dict[str, bytes]:
+    """Who is given which worktree when many wait for longer than a repository's worker is waited for."""
+    bench.pass_ns(SPLIT_NS)
+    homes = {}
+    while leases := bench.assign():
+        for lease in leases:
+            homes[lease.target.workspace] = lease.address
+        for lease in leases:
+            bench.finish(lease)
     bench.pass_ns(1 * S)
-    for name in ("b", "a", "b", "a"):
+    return homes
+
+
+def test_a_worktree_goes_back_to_the_worker_that_knows_it() -> None:
+    bench = Bench("a", "b", "c", "d", workers=2)
+    first = spread(bench)
+    assert len(set(first.values())) == 2
+    for name in ("b", "a", "d", "b", "c", "a"):
         bench.table.mark(name, "tree", bench.now)
         lease = bench.only()
         assert lease.address == first[name]
         bench.finish(lease)
         bench.pass_ns(1 * S)
+
+
+def test_worktrees_of_one_repository_keep_to_one_worker_while_it_keeps_up() -> None:
+    bench = Bench(workers=2)
+    repositories = {"r1": ["a", "b", "c"], "r2": ["x", "y", "z"]}
+    targets = [target(name, common_dir=f"/{repo}") for repo, names in repositories.items() for name in names]
+    bench.table.retarget(targets, bench.now)
+    homes = {}
+    while leases := bench.assign():
+        for lease in leases:
+            homes[lease.target.workspace] = lease.address
+            bench.finish(lease, took=MS)
+    assert [len({homes[name] for name in names}) for names in repositories.values()] == [1, 1]
+    assert homes["a"] != homes["x"]
+
+
+def test_a_new_repository_goes_where_least_is() -> None:
+    bench = Bench(workers=2)
+    bench.table.retarget([target(name, common_dir="/r1") for name in ("a", "b")], bench.now)
+    homes = set()
+    for _ in range(2):
+        lease = bench.only()
+        homes.add(lease.address)
+        bench.finish(lease, took=MS)
+    (loaded,) = homes
+    other = next(address for address in bench.addresses if address != loaded)
+    bench.table._workers[other].since_ns = bench.now  # the loaded one is idle for longer
+    bench.table.retarget([*(target(n, common_dir="/r1") for n in ("a", "b")), target("x", common_dir="/r2")], bench.now)
+    assert bench.only().address == other
+
+
+def test_a_repository_that_outgrows_its_worker_is_split_and_each_worktree_stays_where_it_went() -> None:
+    bench = Bench(*(f"w{n}" for n in range(40)), workers=2)
+    began = bench.now
+    homes: dict[str, bytes] = {}
+    under_way: list[tuple[int, Lease]] = []
+    while len(homes) < 40:
+        for lease in bench.assign():
+            homes[lease.target.workspace] = lease.address
+            under_way.append((bench.now + 20 * MS, lease))
+        bench.now += MS
+        for at, lease in [each for each in under_way if each[0] <= bench.now]:
+            under_way.remove((at, lease))
+            bench.table.done(lease.id, "", bench.now)
+        bench.greet()
+    assert bench.now - began < 40 * 20 * MS * 0.6, "both of them worked"
+    assert min(list(homes.values()).count(address) for address in bench.addresses) > 10
+    for _, lease in under_way:
+        bench.table.done(lease.id, "", bench.now)
+    bench.pass_ns(1 * S)
+    for name in homes:
+        bench.table.mark(name, "tree", bench.now)
+        lease = bench.only()
+        assert lease.address == homes[name]
+        bench.finish(lease)
+        bench.pass_ns(1 * S)
+
+
+def test_a_worktree_waits_for_its_worker_but_not_for_longer_than_a_look_elsewhere_takes() -> None:
+    bench = Bench("a", "b", workers=2)
+    bench.table.retarget([target("a"), target("b")], bench.now)
+    first = bench.only()
+    bench.finish(first, took=300 * MS)  # what a full look costs here
+    second = bench.only()
+    assert second.address == first.address, "its repository is there"
+    bench.finish(second, took=300 * MS)
+    bench.pass_ns(1 * S)
+    bench.table.mark("a", "tree", bench.now)
+    busy = bench.only()
+    bench.now += MS
+    bench.table.mark("b", "tree", bench.now)
+    assert bench.assign() == [], "its worker is busy"
+    wakeup = bench.table.next_wakeup(bench.now)
+    assert wakeup == bench.now + 300 * MS
+    bench.now = wakeup
+    bench.greet()
+    stolen = bench.only()
+    assert stolen.address != busy.address
+    assert stolen.full, "the other one knows nothing of it"
+    bench.finish(stolen)
+    bench.pass_ns(1 * S)
+    bench.table.mark("b", "tree", bench.now)
+    assert bench.only().address == stolen.address, "and there it stays"
+
+
+def test_the_worktrees_of_a_worker_that_died_move_and_are_looked_at_in_full() -> None:
+    bench = Bench("a", "b", workers=2)
+    bench.settle(watched=True)
+    bench.table.mark("a", "tree", bench.now, paths=[b"x"])
+    lease = bench.only()
+    assert not lease.full
+    bench.finish(lease)
+    bench.table.lost(lease.address, "died", bench.now)
+    bench.addresses.remove(lease.address)
+    bench.pass_ns(1 * S)
+    bench.table.mark("a", "tree", bench.now, paths=[b"x"])
+    moved = bench.only()
+    assert (moved.address, moved.full) == (bench.addresses[0], "another worker")
+
+
+def test_a_worker_that_starts_anew_under_its_name_gets_its_worktrees_back_without_what_it_knew() -> None:
+    bench = Bench("a", workers=2)
+    bench.settle(watched=True)
+    bench.table.mark("a", "tree", bench.now, paths=[b"x"])
+    former = bench.only()
+    bench.finish(former)
+    bench.table.lost(former.address, "died", bench.now)
+    bench.addresses.remove(former.address)
+    bench.table.ready(b"anew", former.worker, bench.now)
+    bench.pass_ns(1 * S)
+    bench.table.ready(b"anew", former.worker, bench.now)
+    bench.table.mark("a", "tree", bench.now, paths=[b"x"])
+    lease = bench.only()
+    assert (lease.address, lease.full) == (b"anew", "another worker")
+
+
+def test_a_worker_that_outstays_its_lease_is_named() -> None:
+    bench = Bench("a")
+    lease = bench.only()
+    bench.now = lease.until_ns
+    bench.assign()
+    assert bench.table.outstayed == [lease.address]
+
+
+# ── full or scoped ───────────────────────────────────────────────────────────────────────────────
+
+
+def watched(*names: str, workers: int = 1) -> Bench:
+    """All is known, and each edit is told."""
+    bench = Bench(*names, workers=workers)
+    bench.settle(watched=True)
+    return bench
+
+
+def test_named_paths_are_all_that_is_looked_at() -> None:
+    bench = watched("a")
+    bench.table.mark("a", "tree", bench.now, paths=[b"src/x", b"\xff"])
+    bench.table.mark("a", "tree", bench.now, paths=[b"src/x", b"y"])
+    lease = bench.only()
+    assert (lease.full, lease.paths, lease.told) == ("", {b"src/x", b"\xff", b"y"}, "tree; scoped, 3 paths")
+
+
+def test_what_git_did_needs_no_path() -> None:
+    bench = watched("a")
+    bench.table.mark("a", "index", bench.now)
+    bench.table.mark("a", "ref", bench.now)
+    bench.table.mark("a", "index", bench.now)
+    lease = bench.only()
+    assert (lease.full, lease.paths, lease.why) == ("", frozenset(), "index, ref")
+
+
+def test_hints_are_marks_but_rare_ones_where_a_watch_tells_what_changed() -> None:
+    bench = watched("a")
+    bench.pass_ns(LOUD_NS)
+    looks = 0
+    for _ in range(100):
+        bench.table.hint("a", "activity", bench.now)
+        for lease in bench.assign():
+            assert lease.told == "activity; scoped, 0 paths"
+            bench.finish(lease)
+            looks += 1
+        bench.pass_ns(LOUD_NS // 20)
+    assert looks == 5
+    bench.table.watch("a", False, bench.now)
+    bench.table.hint("a", "activity", bench.now)
+    bench.pass_ns(POLICY.max_wait_ns)
+    assert bench.only().full == "not watched"
+    bench.table.hint("nobody", "activity", bench.now)
+
+
+def test_paths_named_during_a_run_are_looked_at_in_the_next_one() -> None:
+    bench = watched("a")
+    bench.table.mark("a", "tree", bench.now, paths=[b"x"])
+    lease = bench.only()
+    bench.table.mark("a", "tree", bench.now, paths=[b"y"])
+    bench.finish(lease)
+    bench.pass_ns(1 * S)
+    assert bench.only().paths == {b"y"}
+
+
+def test_the_first_look_is_full_and_so_is_any_while_edits_are_not_told() -> None:
+    bench = Bench("a")
+    lease = bench.only()
+    assert lease.full == "first sight"
+    bench.finish(lease)
+    bench.pass_ns(1 * S)
+    bench.table.mark("a", "index", bench.now)
+    lease = bench.only()
+    assert (lease.full, lease.told) == ("not watched", "index; full: not watched")
+    bench.finish(lease)
+    bench.pass_ns(1 * S)
+    bench.table.watch("a", True, bench.now)
+    lease = bench.only()
+    assert lease.full == "newly watched", "what happened before that was not told"
+    bench.finish(lease)
+    bench.pass_ns(1 * S)
+    bench.table.mark("a", "index", bench.now)
+    lease = bench.only()
+    assert lease.full == ""
+    bench.table.watch("a", False, bench.now)
+    bench.finish(lease)
+    bench.pass_ns(1 * S)
+    bench.table.mark("a", "index", bench.now)
+    assert bench.only().full == "not watched"
+
+
+def test_a_reason_for_a_full_look_outlives_the_paths_named_beside_it() -> None:
+    bench = watched("a")
+    bench.table.mark("a", "tree", bench.now, paths=[b"x"])
+    bench.table.mark("a", "ignore file", bench.now, full=True)
+    bench.table.mark("a", "tree", bench.now, paths=[b"y"])
+    lease = bench.only()
+    assert (lease.full, lease.paths) == ("ignore file", frozenset())
+    bench.finish(lease)
+    bench.pass_ns(1 * S)
+    bench.table.mark("a", "tree", bench.now, paths=[b"y"])
+    assert bench.only().full == ""
+
+
+@pytest.mark.parametrize("took", [MS, 100 * MS, 10_000 * MS])
+def test_more_paths_than_a_full_look_is_worth_are_one(took: int) -> None:
+    bench = watched("a")
+    bench.table.mark("a", "relook", bench.now, full=True)
+    bench.finish(bench.only(), took=took)
+    bench.pass_ns(20 * S)
+    most = max(FEW_PATHS, min(took // PATH_NS, MOST_PATHS))
+    for n in range(most):
+        bench.table.mark("a", "tree", bench.now, paths=[b"%d" % n])
+    lease = bench.only()
+    assert len(lease.paths) == most
+    bench.finish(lease)
+    bench.pass_ns(1 * S)
+    for n in range(most + 1):
+        bench.table.mark("a", "tree", bench.now, paths=[b"%d" % n])
+    assert bench.only().full == "many paths"
+
+
+def test_files_found_in_a_new_directory_are_enough_unless_a_look_was_under_way_meanwhile() -> None:
+    bench = watched("a")
+    bench.table.mark("a", "tree", bench.now, paths=[b"d/x"], since=bench.now - 1)
+    lease = bench.only()
+    assert lease.paths == {b"d/x"}
+    bench.finish(lease)
+    bench.pass_ns(1 * S)
+    bench.table.mark("a", "tree", bench.now, paths=[b"d/y"], since=lease.began_ns)
+    lease = bench.only()
+    assert lease.full == "new directory"
+    bench.table.mark("a", "tree", bench.now, paths=[b"d/z"], since=bench.now + 1)
+    bench.finish(lease)
+    bench.pass_ns(1 * S)
+    assert bench.only().full == "new directory", "one was under way"
+
+
+def test_the_cadence_counts_from_the_last_full_look_however_many_scoped_ones_came_since() -> None:
+    bench = watched("a")
+    fulls = []
+    began = bench.now
+    while bench.now - began < 3 * POLICY.active_ns:
+        bench.table.touch("a", bench.now)
+        bench.table.mark("a", "tree", bench.now, paths=[b"x"])
+        for lease in bench.assign():
+            bench.finish(lease)
+            if lease.full:
+                fulls.append(lease.full)
+        bench.pass_ns(200 * MS)
+    assert fulls in (["cadence"] * 2, ["cadence"] * 3)
+
+
+def test_after_many_scoped_looks_in_a_row_there_is_a_full_one() -> None:
+    bench = watched("a")
+    told = []
+    for _ in range(MAX_SCOPED + 1):
+        bench.table.mark("a", "tree", bench.now, paths=[b"x"])
+        lease = bench.only()
+        bench.finish(lease, took=0)
+        told.append(lease.full)
+        bench.now += POLICY.debounce_ns
+        bench.greet()
+    assert told == [""] * MAX_SCOPED + ["many scoped looks"]
+
+
+def test_a_look_that_the_worker_made_full_says_why_and_starts_the_cadence_anew() -> None:
+    bench = watched("a")
+    bench.table.mark("a", "index", bench.now)
+    lease = bench.only()
+    bench.table.done(lease.id, "", bench.now, scoped=False, why="no table")
+    assert bench.table.told[-1].why == "index; scoped, 0 paths; turned full: no table"
+    wakeup = bench.table.next_wakeup(bench.now)
+    assert wakeup is not None
+    assert wakeup - bench.now > POLICY.idle_ns * 0.85
+
+
+def test_after_a_failure_everything_is_looked_at() -> None:
+    bench = watched("a")
+    bench.table.mark("a", "tree", bench.now, paths=[b"x"])
+    bench.finish(bench.only(), error="timeout: too slow")
+    bench.pass_ns(FIRST_BACKOFF_NS)
+    assert bench.only().full == "again after a failure"
+
+
+def test_a_job_that_is_given_back_gives_back_its_paths_too() -> None:
+    bench = watched("a")
+    bench.table.mark("a", "tree", bench.now, paths=[b"x"])
+    lease = bench.only()
+    bench.table.mark("a", "tree", bench.now, paths=[b"y"])
+    bench.pass_ns(JOB_LOST_NS + 1)
+    again = bench.only()
+    assert (again.address, again.full, again.paths) == (lease.address, "", {b"x", b"y"})
+
+
+# ── whoever looks on ─────────────────────────────────────────────────────────────────────────────
+
+
+def test_worktrees_that_no_client_looks_at_are_on_a_slow_cadence() -> None:
+    bench = watched("a")
+    bench.table.interest(frozenset({"another"}), bench.now)
+    bench.table.touch("a", bench.now)
+    bench.pass_ns(POLICY.active_ns)
+    assert bench.assign() == [], "somebody works there, and nobody looks on"
+    bench.pass_ns(POLICY.idle_ns - POLICY.active_ns)
+    bench.table.touch("a", bench.now)
+    lease = bench.only()
+    assert lease.full == "cadence"
+    bench.finish(lease)
+    bench.pass_ns(ACTIVE_NS + POLICY.idle_ns)
+    assert bench.assign() == [], "nobody works there either"
+    wakeup = bench.table.next_wakeup(bench.now)
+    assert wakeup is not None
+    assert wakeup - bench.now > (UNSEEN * 0.85 - 2) * POLICY.idle_ns
+    bench.table.mark("a", "tree", bench.now, paths=[b"x"])
+    bench.pass_ns(POLICY.max_wait_ns)
+    assert bench.only().full == "", "what happens is looked at all the same"
+
+
+def test_a_client_that_comes_brings_the_cadence_back() -> None:
+    bench = watched("a")
+    bench.table.interest(frozenset(), bench.now)
+    bench.table.mark("a", "relook", bench.now, full=True)
+    bench.finish(bench.only())
+    bench.pass_ns(2 * POLICY.idle_ns)
+    assert bench.assign() == []
+    bench.table.interest(frozenset({"p"}), bench.now)
+    assert bench.only().full == "cadence"
 
 
 def test_what_was_under_way_for_a_replaced_worktree_counts_for_nothing() -> None:
@@ -344,8 +715,11 @@ def test_a_worktree_stays_active_only_for_a_while() -> None:
     bench = Bench("a")
     bench.settle()
     bench.table.touch("a", bench.now)
-    bench.pass_ns(ACTIVE_NS + POLICY.active_ns)
-    bench.finish(bench.only())
+    wakeup = bench.table.next_wakeup(bench.now)
+    assert wakeup is not None
+    assert wakeup - bench.now <= POLICY.active_ns
+    bench.pass_ns(ACTIVE_NS + 1)
+    assert bench.assign() == []
     wakeup = bench.table.next_wakeup(bench.now)
     assert wakeup is not None
     assert wakeup - bench.now > POLICY.active_ns
@@ -372,10 +746,14 @@ def test_a_long_storm_of_marks_leaves_nothing_behind() -> None:
 
 NAMES = st.sampled_from(["a", "b", "c", "d"])
 ADDRESSES = st.sampled_from([b"w0", b"w1", b"w2"])
+PATHS = st.sampled_from([b"x", b"y", b"z"])
 
 
 class Story(RuleBasedStateMachine):
-    """Anything may happen, in any order: marks, deaths, failures, silence, worktrees that come and go."""
+    """Anything may happen, in any order: edits, marks, deaths, failures, silence, lost jobs, worktrees come and go.
+
+    Whatever happens, a scoped look that counts leaves its worker knowing what a full one would have found.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -383,12 +761,35 @@ class Story(RuleBasedStateMachine):
         self.table = Table(POLICY)
         self.held: dict[int, Lease] = {}
         self.owed: dict[str, int] = {}  # workspace → when it was last marked and not yet looked at since
-        self.marked_in_run: dict[str, int] = {}
         self.incarnations: dict[str, int] = {}
+        self.truth: dict[str, dict[bytes, int]] = {}  # what a full look would find
+        self.seen_at: dict[int, dict[bytes, int]] = {}  # job → the truth when it was given out
+        self.known_by: dict[tuple[bytes, str, int], dict[bytes, int]] = {}  # what each worker's table holds
+        self.unseen: set[str] = set()  # worktrees whose edits are not told
 
     @initialize()
     def begin(self) -> None:
+        """Two workers, and two worktrees that were looked at and are watched."""
         self.retarget({"a", "b"})
+        for name in ("a", "b"):
+            self.watch(name, True)
+        for address in (b"w0", b"w1"):
+            self.table.ready(address, address.decode(), self.now)
+        self.work()
+        self.now += S
+        for address in (b"w0", b"w1"):
+            self.table.ready(address, address.decode(), self.now)
+
+    @rule()
+    def work(self) -> None:
+        """All that is due is done, without trouble."""
+        self.give_out()
+        while self.held:
+            lease = self.held.pop(min(self.held))
+            self.look(lease)
+            if self.table.done(lease.id, "", self.now, scoped=not lease.full) is not None:
+                self.compare(lease)
+            self.give_out()
 
     def give_out(self) -> None:
         for lease in self.table.assign(self.now):
@@ -396,6 +797,7 @@ class Story(RuleBasedStateMachine):
             alive = {held.target.workspace for held in self.held.values() if self.table.holds(held.id)}
             assert name not in alive, "two jobs for one worktree at once"
             self.held[lease.id] = lease
+            self.seen_at[lease.id] = dict(self.truth.get(name, {}))
             self.owed.pop(name, None)
 
     def known(self) -> list[str]:
@@ -409,12 +811,33 @@ class Story(RuleBasedStateMachine):
         self.table.retarget([target(name, incarnation=self.incarnations[name]) for name in sorted(names)], self.now)
         self.owed = {name: at for name, at in self.owed.items() if name in names}
         self.owed.update(dict.fromkeys(names - before, self.now))
+        self.unseen |= names - before
 
     @rule(name=NAMES)
     def mark(self, name: str) -> None:
         self.table.mark(name, "tree", self.now)
         if name in self.known():
             self.owed[name] = self.now
+
+    @rule(name=NAMES, path=PATHS)
+    def edit(self, name: str, path: bytes) -> None:
+        """Somebody writes a file; where edits are told, this one is."""
+        if name not in self.known():
+            return
+        files = self.truth.setdefault(name, {})
+        files[path] = files.get(path, 0) + 1
+        if name not in self.unseen:
+            self.table.mark(name, "tree", self.now, paths=[path])
+            self.owed[name] = self.now
+
+    @rule(name=NAMES, watched=st.booleans())
+    def watch(self, name: str, watched: bool) -> None:
+        if name not in self.known():
+            return
+        self.table.watch(name, watched, self.now)
+        if watched and name in self.unseen:
+            self.owed[name] = self.now
+        (self.unseen.discard if watched else self.unseen.add)(name)
 
     @rule(name=NAMES)
     def touch(self, name: str) -> None:
@@ -436,17 +859,46 @@ class Story(RuleBasedStateMachine):
     @precondition(lambda self: self.held)
     @rule(data=st.data(), error=st.sampled_from(["", "", "timeout: too slow"]))
     def answer(self, data: st.DataObject, error: str) -> None:
-        id = data.draw(st.sampled_from(sorted(self.held)))
-        lease = self.held.pop(id)
-        counts = self.table.holds(id) and not lease.void
-        taken = self.table.done(id, error, self.now)
+        # A worker takes its jobs in turn.
+        first = {lease.address: id for id, lease in sorted(self.held.items(), reverse=True)}
+        lease = self.held.pop(data.draw(st.sampled_from(sorted(first.values()))))
+        if not error:
+            self.look(lease)
+        counts = self.table.holds(lease.id) and not lease.void
+        taken = self.table.done(lease.id, error, self.now, scoped=not lease.full)
         assert (taken is lease) == (counts and not error)
         if counts and error:
             self.owed.setdefault(lease.target.workspace, self.now)
+        if taken is not None:
+            self.compare(taken)
+
+    def look(self, lease: Lease) -> None:
+        """What a worker does: a full look reads everything, a scoped one reads these paths anew and no others."""
+        known = self.known_by.setdefault(self.key(lease), {})
+        found = self.seen_at[lease.id]
+        if lease.full:
+            known.clear()
+            known.update(found)
+        else:
+            known.update({path: found[path] for path in lease.paths if path in found})
+
+    def key(self, lease: Lease) -> tuple[bytes, str, int]:
+        return lease.address, lease.target.workspace, lease.target.incarnation
+
+    def compare(self, lease: Lease) -> None:
+        assert self.known_by[self.key(lease)] == self.seen_at[lease.id], "a scoped look that is not the whole truth"
+
+    @precondition(lambda self: self.held)
+    @rule(data=st.data())
+    def lose(self, data: st.DataObject) -> None:
+        """A job does not reach its worker."""
+        del self.held[data.draw(st.sampled_from(sorted(self.held)))]
 
     @rule(address=ADDRESSES)
     def die(self, address: bytes) -> None:
         self.table.lost(address, "died", self.now)
+        self.held = {id: lease for id, lease in self.held.items() if lease.address != address}
+        self.known_by = {key: known for key, known in self.known_by.items() if key[0] != address}
 
     @invariant()
     def the_state_is_one_of_four(self) -> None:
@@ -471,16 +923,17 @@ class Story(RuleBasedStateMachine):
     def teardown(self) -> None:
         """With one healthy worker and nothing new, everything comes to rest, and each worktree was looked at."""
         for address in (b"w0", b"w1", b"w2"):
-            self.table.lost(address, "died", self.now)
-        self.held.clear()
+            self.die(address)
         end = self.now + LONGEST_BACKOFF_NS + 20 * S
         while self.now < end:
             self.table.ready(b"w3", "w3", self.now)
             self.give_out()
             for id in list(self.held):
                 self.now += MS
-                self.table.done(id, "", self.now)
-                del self.held[id]
+                lease = self.held.pop(id)
+                self.look(lease)
+                if self.table.done(id, "", self.now, scoped=not lease.full) is not None:
+                    self.compare(lease)
             wakeup = self.table.next_wakeup(self.now)
             if wakeup is None:
                 break
@@ -509,3 +962,48 @@ def test_marks_during_a_run_are_worth_exactly_one_more_run(marks: list[int]) -> 
             runs += 1
             bench.finish(again)
     assert runs == 1
+
+
+@given(steps=st.lists(st.sampled_from(["x", "y", "z", "give", "give", "answer", "fail", "lose", "wait"]), max_size=30))
+def test_no_path_is_lost_whatever_becomes_of_the_jobs_that_had_it(steps: list[str]) -> None:
+    """One worktree, one worker that lives: edits, and jobs that are done, that fail, or that never arrive."""
+    bench = watched("a")
+    truth: dict[bytes, int] = {}
+    known: dict[bytes, int] = {}
+    pending: tuple[Lease, dict[bytes, int]] | None = None
+
+    def give() -> None:
+        nonlocal pending
+        for lease in bench.assign():
+            pending = lease, dict(truth)
+
+    def answer(error: str = "") -> None:
+        nonlocal pending
+        if pending is None:
+            return
+        (lease, found), pending = pending, None
+        if not error:
+            known.update(found if lease.full else {path: found[path] for path in lease.paths})
+        if bench.finish(lease, error=error) is not None:
+            assert known == found
+
+    for step in steps:
+        if step == "give":
+            give()
+        elif step in ("answer", "fail"):
+            answer("timeout" if step == "fail" else "")
+        elif step == "lose" and pending is not None:
+            pending = None
+            bench.pass_ns(JOB_LOST_NS + 1)
+        elif step == "wait":
+            bench.pass_ns(POLICY.max_wait_ns)
+        elif step in ("x", "y", "z"):
+            path = step.encode()
+            truth[path] = truth.get(path, 0) + 1
+            bench.table.mark("a", "tree", bench.now, paths=[path])
+    answer()
+    while bench.table.state("a") != "clean":
+        bench.pass_ns(100 * MS)
+        give()
+        answer()
+    assert known == truth

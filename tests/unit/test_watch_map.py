@@ -98,6 +98,18 @@ def test_a_base_that_is_only_there_remotely_concerns_those_that_are_measured_aga
     assert remote.hits(f"{COMMON}/refs/heads/next") == {Hit("a", "ref")}, "a local one would be preferred"
 
 
+def test_rules_in_the_common_directory_concern_all_that_share_it() -> None:
+    everybody = {(name, "rules") for name in ("main", "a", "b", "off")}
+    assert hits("info/exclude") == hits("info/attributes") == hits("info") == everybody
+    assert hits("worktrees/a/info/exclude") == hits("info/sparse-checkout") == set()
+
+
+def test_a_directory_of_the_repository_is_known_by_whom_it_belongs_to() -> None:
+    assert MAP.beside(f"{COMMON}/info") == ["main", "a", "b", "off"]
+    assert MAP.beside(f"{COMMON}/worktrees/a") == ["a"]
+    assert MAP.beside("/elsewhere") == []
+
+
 def test_packed_refs_may_have_moved_any_ref_of_the_repository_and_none_of_another() -> None:
     assert set(MAP.sharing(f"{COMMON}/packed-refs")) == {"main", "a", "b", "off"}
     assert MAP.sharing("/other/.git/packed-refs") == []

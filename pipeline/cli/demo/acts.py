@@ -28,11 +28,12 @@ class Remove(NamedTuple):
 
 
 class Edit(NamedTuple):
-    """Append lines to a file; one that is not there is made."""
+    """Append lines to a file, and cut as many from its beginning; one that is not there is made."""
 
     where: Where
     file: str
     lines: int
+    cut: int = 0
 
 
 class Commit(NamedTuple):

@@ -49,7 +49,8 @@ def interruptible() -> Iterator[None]:
     def interrupt(*_: object) -> None:
         signal.raise_signal(signal.SIGINT)
 
-    before = [(signal.SIGINT, signal.getsignal(signal.SIGINT))]
+    # A shell lets what it starts in the background ignore SIGINT, and asyncio leaves that as it finds it.
+    before = [(signal.SIGINT, signal.signal(signal.SIGINT, signal.default_int_handler))]
     before += [(signum, signal.signal(signum, interrupt)) for signum in (signal.SIGTERM, signal.SIGHUP)]
     try:
         yield

@@ -35,6 +35,7 @@ CHECKS_FAIL_P: Final = 0.45
 REVIEW_ASKS_P: Final = 0.3
 REBASES_P: Final = 0.4
 CHECKS: Final = 18
+FILES: Final = 24  # that every project has from the beginning
 
 
 class Actor:
@@ -119,8 +120,12 @@ class Agent:
         """Edits, a question now and then, a commit; it may crash and begin again."""
         yield [self._is("working"), self._say("terminal", active=True)], self._about(2)
         for n in range(self.random.randint(2, 6)):
-            file = self.random.choice((f"lib/part{self.number % 24}.py", f"src/{self.where.branch}/step{n}.py"))
-            yield [Edit(self.where, file, self.random.randint(1, 60))], self._about(3)
+            if self._happens(0.5):
+                edit = Edit(self.where, f"src/{self.where.branch}/step{n}.py", self.random.randint(1, 60))
+            else:
+                file = f"lib/part{self.random.randrange(FILES)}.py"
+                edit = Edit(self.where, file, self.random.randint(0, 20), self.random.randint(1, 12))
+            yield [edit], self._about(3)
             if self._happens(CRASHES_P):
                 yield [self._is("exited", crashed=True)], self._about(12)
                 yield from self._begin()

@@ -12,11 +12,11 @@ from typing import Final
 from pipeline import gitdir
 from pipeline.catalog.ids import worktree_id
 from pipeline.cli.demo.acts import Act, Add, Advance, Clash, Commit, Edit, Rebase, Remove, Where
+from pipeline.cli.demo.script import FILES
 from pipeline.gitdir import GitDirError
 
 SHARED: Final = "CHANGELOG.md"  # the file that main goes on changing
 HISTORY: Final = 6  # commits that main has from the beginning
-FILES: Final = 24
 LINES: Final = 40
 
 # The same commits each time, whoever runs it and whatever they have configured.
@@ -91,8 +91,11 @@ class Stage:
                 repository = self.repository(where.project)
                 _git(repository, "worktree", "remove", "--force", str(self.worktree(where)))
                 _git(repository, "branch", "-q", "-D", where.branch)
-            case Edit(where, file, lines):
-                _append(self.worktree(where) / file, lines, where.branch)
+            case Edit(where, file, lines, cut):
+                path = self.worktree(where) / file
+                if cut and path.exists():
+                    path.write_text("".join(path.read_text().splitlines(keepends=True)[cut:]))
+                _append(path, lines, where.branch)
             case Commit(where, message):
                 _commit(self.worktree(where), message)
             case Rebase(where):

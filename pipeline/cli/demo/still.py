@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import Any, Final, NamedTuple
 
 from pipeline.cli.demo.acts import HEAD, Act, Add, Clash, Commit, Edit, Report, Where
+from pipeline.cli.demo.script import FILES
 
 PROJECTS: Final = ("lighthouse", "tidepool")
 
@@ -104,9 +105,11 @@ SCENE: Final = (
 
 def worktrees() -> Iterator[Act]:
     """What makes the worktrees, before anybody looks."""
-    for shown in SCENE:
+    for number, shown in enumerate(SCENE):
         where = Where(shown.project, shown.branch)
         yield Add(where, shown.behind)
+        if shown.commits:
+            yield Edit(where, f"lib/part{number % FILES}.py", 0, cut=1 + 7 * number % 31)
         for file, lines in shown.commits:
             yield Edit(where, file, lines)
             yield Commit(where, f"{shown.branch}: {file}")
