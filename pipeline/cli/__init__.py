@@ -75,8 +75,10 @@ def _home(callback: Any) -> click.Option:
 
 
 def _load(ctx: click.Context, _: click.Parameter, home: Path | None) -> None:
-    if not ctx.resilient_parsing:
-        ctx.obj = Settings.load(home or ctx.meta.get("treewire.home"))
+    """Settings that the caller brought along hold, unless the command line names a home."""
+    named = home or ctx.meta.get("treewire.home")
+    if not ctx.resilient_parsing and (named or not isinstance(ctx.obj, Settings)):
+        ctx.obj = Settings.load(named)
 
 
 def _remember(ctx: click.Context, _: click.Parameter, home: Path | None) -> None:

@@ -15,6 +15,7 @@ from benchmarks import deployment
 from pipeline import bus
 from pipeline import catalog as catalogs
 from pipeline.catalog.ids import worktree_id
+from pipeline.cli import main
 from pipeline.cli.project import project, workspace
 from pipeline.reconciler.readers.catalog import CatalogReader
 from pipeline.runtime.beat import read_beats
@@ -175,3 +176,13 @@ def census(settings: Settings) -> None:
         ingress.close()
         catalog.close()
         bus.close()
+
+
+def test_a_command_keeps_to_the_settings_it_was_given_after_the_whole_program_was_used_in_this_process(
+    treewire: Treewire, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise whoever calls a command from Python would write to the user's own home."""
+    monkeypatch.setenv("TREEWIRE_HOME", str(tmp_path / "another"))
+    CliRunner().invoke(main, ["project", "list", "--help"])
+    assert json.loads(treewire(project, "list", "--json")) == []
+    assert not (tmp_path / "another").exists()
