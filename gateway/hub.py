@@ -26,6 +26,8 @@ TICK_PER_CLIENT_S: Final = 25e-6
 TICK_MIN_S: Final = 0.004
 TICK_MAX_S: Final = 0.1
 SWEEP_S: Final = 0.25
+SHARES: Final = 4
+SWEEPS_PER_HEARTBEAT: Final = 8
 RETRY_S: Final = 0.02
 INTEREST_S: Final = 5.0
 HEALTH_S: Final = 2.0
@@ -100,6 +102,7 @@ class Hub:
         self._behind: set[Client] = set()
         self._timer: asyncio.TimerHandle | None = None
         self._flushed = self._urgent = -1.0
+        self._turn = 0
         self._health: frames.Health = {}
         self._processes: tuple[float, dict[str, str]] = (-HEALTH_S, {})
         self._questions: dict[int, asyncio.Future[wire.Explained | None]] = {}
@@ -268,12 +271,18 @@ class Hub:
         elif client in self._watching:
             self._behind.add(client)
 
-    def sweep(self) -> None:
-        """What time alone brings about: heartbeats, silence, projects that turn out not to exist."""
+    def sweep(self, share: int = 1) -> None:
+        """What time alone brings about: heartbeats, silence, projects that turn out not to exist.
+
+        Of many clients only one in `share` is looked at in each sweep, in turns: what is due to them is due in seconds.
+        News of the health goes to all.
+        """
         now = now_ns()
         health = self.health()
         news, self._health = health != self._health, health
-        for client in [*self.clients]:
+        self._turn += 1
+        clients = [*self.clients] if news else [*self.clients][self._turn % share :: share]
+        for client in clients:
             if news:
                 client.hurry()  # nobody shall learn only with the next one that all has gone stale
             client.check(now)
@@ -301,9 +310,10 @@ class Hub:
     async def sweeping(self, heartbeat_ms: int) -> None:
         """Sweep for ever; with nobody connected, hardly ever."""
         busy = min(SWEEP_S, heartbeat_ms / 2000)
+        share = max(1, min(SHARES, int(heartbeat_ms / 1000 / busy / SWEEPS_PER_HEARTBEAT)))
         while True:
             await asyncio.sleep(busy if self.clients else 1.0)
-            self.sweep()
+            self.sweep(share)
 
     async def interest(self) -> None:
         """Say again and again which projects somebody looks at."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -66,11 +67,44 @@ class Wire(Outlet):
         self.why = why
 
 
+class Plugged(Wire):
+    """A client with a socket behind its transport, which the fast lane writes to."""
+
+    def __init__(self, hub: Hub) -> None:
+        super().__init__(hub)
+        self.ours, self.theirs = socket.socketpair()
+        for end in (self.ours, self.theirs):
+            end.setblocking(False)
+        self.descriptor = self.ours.fileno()
+
+    def plain(self) -> bytes:
+        """What has arrived by the socket."""
+        found = b""
+        while True:
+            try:
+                found += self.theirs.recv(1 << 20)
+            except BlockingIOError:
+                return found
+
+    def fill(self) -> None:
+        """Leave no room in the socket."""
+        try:
+            while True:
+                self.ours.send(bytes(1 << 16))
+        except BlockingIOError:
+            pass
+
+    def unplug(self) -> None:
+        self.ours.close()
+        self.theirs.close()
+
+
 class World:
     """The hub, and a project that changes."""
 
     def __init__(self, run_dir: Path) -> None:
         self.hub = Hub(run_dir, "gateway-0", lambda: "ok", max_clients=3)
+        self.sockets: list[Plugged] = []
         self.hub.follower.head = wire.Heartbeat("e1", 1, now_ns(), {}, census_ns=1)
         self.hub.follower.heard_ns = now_ns()
         for name in ("web", "api"):
@@ -82,6 +116,13 @@ class World:
         assert ledger is not None
         ledger.write("w1", [("git", {"files": value}), *groups.items()])
         self.hub._changed({project})
+
+    def plugged(self) -> Plugged:
+        client = Plugged(self.hub)
+        client.say(type="hello")
+        client.say(type="subscribe", id=0, project="web")
+        self.sockets.append(client)
+        return client
 
     def following(self, *projects: str, caller: Caller = OPERATOR) -> Wire:
         client = Wire(self.hub, caller)
@@ -99,6 +140,8 @@ class World:
 async def world(tmp_path: Path) -> AsyncIterator[World]:
     found = World(tmp_path)
     yield found
+    for client in found.sockets:
+        client.unplug()
     found.hub.close()
     bus.close()
 
@@ -178,6 +221,131 @@ async def test_a_client_that_cannot_take_more_skips_versions_and_the_others_do_n
     slow.pipe.held = 0
     await until(lambda: slow.pipe.frames("delta"))
     assert [(f["from"], f["to"]) for _, f in slow.pipe.frames("delta")] == [(0, 5)]
+
+
+# ── the fast lane ────────────────────────────────────────────────────────────────────────────────
+
+
+def told(data: bytes) -> list[tuple[int, int]]:
+    return [(frame["from"], frame["to"]) for frame in map(json.loads, framing.payloads(data))]
+
+
+async def test_clients_at_one_cursor_are_written_to_directly_and_share_one_frame(world: World) -> None:
+    """W2, W4."""
+    clients = [world.plugged() for _ in range(3)]
+    await world.quiet()
+    before = [len(client.pipe.written) for client in clients]
+    for value in (1, 2):
+        encoded = world.hub.shelves["web"].encoded
+        world.write(value)
+        await world.quiet()
+        assert world.hub.shelves["web"].encoded == encoded + 2, "one patch and one frame, for all of them"
+    arrived = [client.plain() for client in clients]
+    assert [told(data) for data in arrived] == [[(0, 1), (1, 2)]] * 3
+    assert [len(client.pipe.written) for client in clients] == before, "nothing went by the transport"
+    assert [client.session.subscriptions[0].version for client in clients] == [2, 2, 2]
+    # All are counted, by whichever of them.
+    assert sum(client._tally.bytes for client in clients) - sum(
+        len(data) for client in clients for _, data in client.pipe.written
+    ) == sum(map(len, arrived))
+
+
+async def test_whoever_is_owed_something_else_is_answered_by_his_session(world: World) -> None:
+    """W3."""
+    client = world.plugged()
+    await world.quiet()
+    client.session.receive(b'{"type":"resync","id":0,"reason":"hash","version":0}', now_ns())
+    world.write(1)
+    assert client.plain() == b""
+    assert [(f["version"], f["reason"]) for _, f in client.pipe.frames("snapshot")] == [(0, "initial"), (1, "hash")]
+    await world.quiet()
+    world.write(2)
+    assert told(client.plain()) == [(1, 2)]
+
+
+async def test_a_client_that_comes_from_behind_gets_its_own_difference(world: World) -> None:
+    """W3."""
+    ahead, behind = world.plugged(), world.plugged()
+    await world.quiet()
+    behind.pipe.held = 1
+    world.write(1)
+    await world.quiet()
+    behind.pipe.held = 0
+    await until(lambda: behind.pipe.frames("delta"))
+    await world.quiet()
+    world.write(2)
+    assert told(ahead.plain()) == [(0, 1), (1, 2)]
+    assert [(f["from"], f["to"]) for _, f in behind.pipe.frames("delta")] == [(0, 1)]
+    assert told(behind.plain()) == [(1, 2)]
+
+
+async def test_cursors_subscriptions_and_forms_that_differ_are_not_mixed_up(world: World) -> None:
+    """W3."""
+    clients = [world.plugged() for _ in range(4)]
+    await world.quiet()
+    world.write(1)
+    await world.quiet()
+    for client in clients:
+        client.plain()
+    behind, other, packs, _ = clients
+    behind.session.subscriptions[0].version = 0
+    other.session.subscriptions[0].id = 7
+    packs.session.form = framing.deflated
+    world.write(2, life={"name": "x" * 1000})
+    packed = packs.plain()
+    assert len(packed) < 500
+    assert [told(client.plain()) for client in clients if client is not packs] == [[(0, 2)], [(1, 2)], [(1, 2)]]
+    assert [client.session.subscriptions[0].version for client in clients] == [2] * 4
+    world.write(3)
+    assert b'"id":7' in other.plain()
+
+
+async def test_a_frame_that_fits_in_part_is_finished_by_the_transport(world: World) -> None:
+    """W5: nothing of ours may come between its halves."""
+    client = world.plugged()
+    await world.quiet()
+    sent = len(client.pipe.written)
+    world.write(1, life={"name": "x" * (4 << 20)})
+    head = client.plain()
+    rest = b"".join(data for _, data in client.pipe.written[sent:])
+    assert head
+    assert rest
+    assert told(head + rest) == [(0, 1)]
+
+
+async def test_a_socket_without_room_costs_the_client_nothing_but_the_lane(world: World) -> None:
+    """W5."""
+    client, live = world.plugged(), world.plugged()
+    await world.quiet()
+    client.fill()
+    world.write(1)
+    assert told(live.plain()) == [(0, 1)]
+    assert [(f["from"], f["to"]) for _, f in client.pipe.frames("delta")] == [(0, 1)]
+
+
+async def test_a_connection_that_closes_or_has_left_is_not_written_to(world: World) -> None:
+    """W1: its descriptor may soon be somebody else's."""
+    closing, left = world.plugged(), world.plugged()
+    await world.quiet()
+    closing.pipe.aborted = True
+    left.close(Close(frames.SHUTTING_DOWN, "bye"))
+    world.write(1)
+    assert closing.plain() == left.plain() == b""
+
+
+async def test_in_shares_everybody_has_a_turn_and_news_of_the_health_goes_to_all_at_once(world: World) -> None:
+    clients = [world.following() for _ in range(3)]
+    world.hub.sweep()
+    looked: list[Wire] = []
+    for client in clients:
+        client.check = lambda _, client=client: looked.append(client)  # type: ignore[method-assign, misc]
+    for _ in range(3):
+        world.hub.sweep(3)
+    assert {*looked} == {*clients}
+    assert len(looked) == 3
+    world.hub.health = lambda: {"aggregator": "stale"}  # type: ignore[method-assign]
+    world.hub.sweep(3)
+    assert len(looked) == 6
 
 
 async def test_a_client_that_reads_nothing_for_too_long_is_closed(world: World) -> None:
