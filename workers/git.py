@@ -16,13 +16,13 @@ from typing import Final, NamedTuple, TypeAlias
 
 from pipeline.domain.model import Git
 from pipeline.gitdir import GitDirError, GitDirs, Identity, pinned
+from pipeline.runtime.spawn import Deadline, GitError
 from pipeline.wire import Job
 from workers.jobs import CADENCE, MANY_SCOPED
 from workers.look import Configs, Known, Look
 from workers.numstat import Malformed
 from workers.objects import Lacking, Lineage, Objects
 from workers.shadow import MAX_KNOWN, PRUNE_S, Shadow, prune
-from workers.spawn import Deadline, GitError
 from workers.walk import Unfit
 
 __all__ = ["GitError", "Looker", "Seen", "measure"]

@@ -38,8 +38,9 @@ from pipeline.gitdir import (
     read_operation,
     read_regular,
 )
+from pipeline.runtime import spawn
+from pipeline.runtime.spawn import Deadline, Finished, GitError
 from pipeline.wire import Job
-from workers import spawn
 from workers.numstat import (
     Change,
     Malformed,
@@ -74,7 +75,6 @@ from workers.shadow import (
     is_true,
     user_configs,
 )
-from workers.spawn import Deadline, Finished, GitError
 from workers.table import Entry, Kind, State, Table
 from workers.walk import Unfit, open_walk
 

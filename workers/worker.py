@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Final
 
 from pipeline import bus, wire
+from pipeline.runtime import spawn
 from pipeline.runtime.clock import now_ns
 from pipeline.runtime.place import private_dir
 from pipeline.runtime.process import Process
-from workers import spawn
 from workers.git import GitError, Looker
 
 READY_S: Final = 1.0

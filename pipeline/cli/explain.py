@@ -53,8 +53,10 @@ def explain(settings: Settings, workspace: str, group: str, as_json: bool) -> No
     WORKSPACE is an id, a name, or the path of the worktree. GROUP is life, git, pr, ci, ratchet, terminal, run or
     session:<id>; without one, all are told.
     """
+    from pipeline.cli import find
+
     check_group(group)
-    found, unknown = _resolve(settings, workspace)
+    found, unknown = find.id_of(settings, find.workspace, workspace)
     if not hears(settings):
         raise not_running(settings)
     try:
@@ -91,23 +93,6 @@ def check_group(group: str, hint: str = "GROUP") -> None:
     if group and (kind not in KINDS or bool(session) != (kind + ":" == SESSION_PREFIX)):
         names = ", ".join(name if name != "session" else f"{SESSION_PREFIX}<id>" for name in KINDS)
         raise click.BadParameter(f"there is no group {group!r}; the groups are {names}", param_hint=hint)
-
-
-def _resolve(settings: Settings, word: str) -> tuple[str, click.ClickException | None]:
-    """The id of the workspace that is meant. What the catalog does not know, the aggregator still may."""
-    from pipeline import catalog as catalogs
-    from pipeline.cli import find
-
-    try:
-        catalog = catalogs.open(settings)
-        try:
-            return find.workspace(catalog, word).id, None
-        finally:
-            catalog.close()
-    except find.Unknown as error:
-        return word, error
-    except catalogs.CatalogUnavailable:
-        return word, None
 
 
 def _public(state: dict[str, Any], group: str) -> Any:

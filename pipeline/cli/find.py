@@ -4,17 +4,25 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
 
 import click
 
-from pipeline.catalog import Catalog, Project, Workspace
+from pipeline import catalog as catalogs
+from pipeline.catalog import Catalog, CatalogUnavailable, Project, Workspace
+from pipeline.runtime.settings import Settings
 
 _SHOWN = 5
 
 
 class Unknown(click.ClickException):
     """The catalog knows nothing of that name."""
+
+
+class Meant(NamedTuple):
+    id: str
+    unknown: Unknown | None
 
 
 def project(catalog: Catalog, word: str) -> Project:
@@ -52,6 +60,21 @@ def workspace(catalog: Catalog, word: str) -> Workspace:
         raise _several(word, "workspaces", (row.id for row in named))
     there = [word for row in known if row.phase != "archived" for word in (row.id, row.name or "")]
     raise _nobody("workspace", word, there, "treewire workspace list --archived")
+
+
+def id_of(settings: Settings, which: Callable[[Catalog, str], Project | Workspace], word: str) -> Meant:
+    """The id that is meant, by `project` or `workspace`. What the catalog does not know, or cannot be asked, those that
+    run may still know: then it is the word itself, and the error to show should they not."""
+    try:
+        catalog = catalogs.open(settings)
+        try:
+            return Meant(which(catalog, word).id, None)
+        finally:
+            catalog.close()
+    except Unknown as error:
+        return Meant(word, error)
+    except CatalogUnavailable:
+        return Meant(word, None)
 
 
 def _several(word: str, nouns: str, ids: Iterable[str]) -> click.ClickException:

@@ -31,7 +31,7 @@ as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON inste
 
 
 @contextmanager
-def _catalog(settings: Settings) -> Iterator[Catalog]:
+def opened(settings: Settings) -> Iterator[Catalog]:
     try:
         catalog = catalogs.open(settings)
         try:
@@ -74,7 +74,7 @@ def add(settings: Settings, path: Path, name: str | None, base: str | None, as_j
         _check_base(repository, base or "")
     report = _add(settings, repositories, name, base)
     if as_json:
-        _print_json(report)
+        print_json(report)
         return
     for row in report:
         click.echo(_added(row))
@@ -87,18 +87,18 @@ def add(settings: Settings, path: Path, name: str | None, base: str | None, as_j
 @click.pass_obj
 def list_projects(settings: Settings, as_json: bool) -> None:
     """List the repositories that treewire follows."""
-    with _catalog(settings) as catalog:
+    with opened(settings) as catalog:
         projects = catalog.projects()
         numbers = {project.id: 0 for project in projects}
         for workspace in catalog.workspaces():
             numbers[workspace.project] += 1
     if as_json:
-        _print_json([{**_told(project), "workspaces": numbers[project.id]} for project in projects])
+        print_json([{**_told(project), "workspaces": numbers[project.id]} for project in projects])
     elif not projects:
         click.echo("No projects yet. Add one: treewire project add PATH")
     else:
         rows = [(p.id, p.name, str(numbers[p.id]), p.base or "(default)", shown(p.path)) for p in projects]
-        _print_table(("PROJECT", "NAME", "WORKSPACES", "BASE", "PATH"), rows)
+        print_table(("PROJECT", "NAME", "WORKSPACES", "BASE", "PATH"), rows)
 
 
 @project.command("remove")
@@ -108,7 +108,7 @@ def list_projects(settings: Settings, as_json: bool) -> None:
 @click.pass_obj
 def remove(settings: Settings, project_or_path: str, yes: bool, as_json: bool) -> None:
     """Follow PROJECT_OR_PATH (an id, a name or a path) no longer. Nothing on disk is touched."""
-    with _catalog(settings) as catalog:
+    with opened(settings) as catalog:
         found = find.project(catalog, project_or_path)
         if not yes and not _confirmed(f"Stop following {found.id} ({shown(found.path)})?"):
             raise click.Abort
@@ -116,7 +116,7 @@ def remove(settings: Settings, project_or_path: str, yes: bool, as_json: bool) -
         looks = catalog.remove_project(found.id, Stamp(now, now, CLOCK), wall_ms())
     _tell(settings, looks)
     if as_json:
-        _print_json({**_told(found), "archived": [look.workspace for look in looks]})
+        print_json({**_told(found), "archived": [look.workspace for look in looks]})
     else:
         click.echo(f"Removed {found.id} with {_count(len(looks), 'workspace')}; nothing on disk was touched.")
 
@@ -131,7 +131,7 @@ def _add(
     settings: Settings, repositories: Sequence[Repository], name: str | None, base: str | None
 ) -> list[dict[str, Any]]:
     report = []
-    with _catalog(settings) as catalog:
+    with opened(settings) as catalog:
         for repository in repositories:
             added = catalog.add_project(repository.path, wall_ms(), name, base)
             worktrees, problem = _discover(catalog, added.project, settings.git.deadline_ms / 1000)
@@ -220,18 +220,18 @@ def workspace() -> None:
 @click.pass_obj
 def list_workspaces(settings: Settings, project_or_path: str, archived: bool, as_json: bool) -> None:
     """List the workspaces that the catalog knows."""
-    with _catalog(settings) as catalog:
+    with opened(settings) as catalog:
         only = ""
         if project_or_path:
             only = find.project(catalog, project_or_path).id
         workspaces = catalog.workspaces(only, archived)
     if as_json:
-        _print_json([_told(workspace) for workspace in workspaces])
+        print_json([_told(workspace) for workspace in workspaces])
     elif not workspaces:
         click.echo("No workspaces. Add a project: treewire project add PATH")
     else:
         rows = [(w.id, w.project, w.phase or "", w.branch or "(detached)", shown(w.path or "")) for w in workspaces]
-        _print_table(("WORKSPACE", "PROJECT", "PHASE", "BRANCH", "PATH"), rows)
+        print_table(("WORKSPACE", "PROJECT", "PHASE", "BRANCH", "PATH"), rows)
 
 
 @workspace.command("archive")
@@ -243,13 +243,13 @@ def archive(settings: Settings, workspace_or_path: str, as_json: bool) -> None:
 
     It stays archived until its worktree is removed and made anew.
     """
-    with _catalog(settings) as catalog:
+    with opened(settings) as catalog:
         found = find.workspace(catalog, workspace_or_path)
         now = now_ns()
         look = catalog.archive_workspace(found.id, Stamp(now, now, CLOCK), wall_ms(), "treewire workspace archive")
     _tell(settings, [] if look is None else [look])
     if as_json:
-        _print_json({"id": found.id, "project": found.project, "archived": True, "new": look is not None})
+        print_json({"id": found.id, "project": found.project, "archived": True, "new": look is not None})
     else:
         click.echo(f"Archived {found.id}." if look is not None else f"{found.id} is archived already.")
 
@@ -302,11 +302,11 @@ def _count(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
-def _print_json(what: object) -> None:
+def print_json(what: object) -> None:
     click.echo(msgspec.json.format(msgspec.json.encode(what), indent=2).decode())
 
 
-def _print_table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
+def print_table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
     widths = [max(len(row[n]) for row in (head, *rows)) for n in range(len(head))]
     for row in (head, *rows):
         click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())

@@ -13,7 +13,7 @@ import msgspec
 
 from pipeline.catalog import Catalog, Token, TokenError
 from pipeline.cli import find
-from pipeline.cli.project import _catalog, _print_json, _print_table, as_json
+from pipeline.cli.project import as_json, opened, print_json, print_table
 from pipeline.runtime.clock import wall_ms
 from pipeline.runtime.settings import Settings
 
@@ -72,7 +72,7 @@ def create(
         ends = None if ttl is None else now + ttl * 1000
         made = catalog.create_token(now, projects, name, not read_only, ends)
     if as_json:
-        _print_json({**_told(made.token), "token": made.secret})
+        print_json({**_told(made.token), "token": made.secret})
         return
     one = made.token
     click.echo(f"{_called(one)} opens {_opens(one)}, {_may(one)}, {_until(one)}. It is shown only now:", err=True)
@@ -87,7 +87,7 @@ def list_tokens(settings: Settings, as_json: bool) -> None:
     with _tokens(settings) as catalog:
         tokens = catalog.tokens()
     if as_json:
-        _print_json([_told(one) for one in tokens])
+        print_json([_told(one) for one in tokens])
     elif not tokens:
         click.echo("No tokens but the operator's own, in the home. Make one: treewire token create")
     else:
@@ -96,7 +96,7 @@ def list_tokens(settings: Settings, as_json: bool) -> None:
             (one.id, one.name, one.state(now), _opens(one), _may(one), _until(one), _used(one.used_ms))
             for one in tokens
         ]
-        _print_table(("TOKEN", "NAME", "STATE", "OPENS", "MAY", "ENDS", "USED"), rows)
+        print_table(("TOKEN", "NAME", "STATE", "OPENS", "MAY", "ENDS", "USED"), rows)
 
 
 @token.command("revoke")
@@ -108,7 +108,7 @@ def revoke(settings: Settings, id_or_name: str, as_json: bool) -> None:
     with _tokens(settings) as catalog:
         found = catalog.revoke_token(id_or_name, wall_ms())
     if as_json:
-        _print_json(_told(found))
+        print_json(_told(found))
     else:
         click.echo(f"Revoked {_called(found)}.")
 
@@ -116,7 +116,7 @@ def revoke(settings: Settings, id_or_name: str, as_json: bool) -> None:
 @contextmanager
 def _tokens(settings: Settings) -> Iterator[Catalog]:
     try:
-        with _catalog(settings) as catalog:
+        with opened(settings) as catalog:
             yield catalog
     except TokenError as error:
         raise click.ClickException(str(error)) from None

@@ -33,7 +33,10 @@ def watch(settings: Settings, project: str, as_json: bool, url: str) -> None:
     heard), degraded, gone. A version with a check mark is proven: its hash equals the server's. It reconnects by
     itself. The token is the home's.
     """
-    id_, unknown = (project, None) if url else _meant(settings, project)
+    from pipeline.cli import find
+
+    # Another gateway's projects are not in this home's catalog.
+    id_, unknown = (project, None) if url else find.id_of(settings, find.project, project)
     try:
         token = settings.token_path.read_text().strip()
         address = url or settings.url_path.read_text().strip()
@@ -53,23 +56,6 @@ def watch(settings: Settings, project: str, as_json: bool, url: str) -> None:
         raise unknown or click.ClickException(
             f"the project {id_!r} is not there any more: `treewire project list` shows those there are"
         )
-
-
-def _meant(settings: Settings, word: str) -> tuple[str, click.ClickException | None]:
-    """The id of the project that is meant. What the catalog does not know, the gateway still may."""
-    from pipeline import catalog as catalogs
-    from pipeline.cli import find
-
-    try:
-        catalog = catalogs.open(settings)
-        try:
-            return find.project(catalog, word).id, None
-        finally:
-            catalog.close()
-    except find.Unknown as error:
-        return word, error
-    except catalogs.CatalogUnavailable:
-        return word, None
 
 
 async def _follow(changes: Any, show: Callable[[Any], list[str]]) -> bool:
