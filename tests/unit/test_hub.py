@@ -281,6 +281,7 @@ async def test_a_client_that_comes_from_behind_gets_its_own_difference(world: Wo
 
 async def test_cursors_subscriptions_and_forms_that_differ_are_not_mixed_up(world: World) -> None:
     """W3."""
+    world.hub.max_clients = 4
     clients = [world.plugged() for _ in range(4)]
     await world.quiet()
     world.write(1)
@@ -296,6 +297,7 @@ async def test_cursors_subscriptions_and_forms_that_differ_are_not_mixed_up(worl
     assert len(packed) < 500
     assert [told(client.plain()) for client in clients if client is not packs] == [[(0, 2)], [(1, 2)], [(1, 2)]]
     assert [client.session.subscriptions[0].version for client in clients] == [2] * 4
+    await world.quiet()
     world.write(3)
     assert b'"id":7' in other.plain()
 
