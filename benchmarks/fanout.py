@@ -216,7 +216,8 @@ class Peer:
         self, clients: int, rate: float, size: int, stalled: int = 0
     ) -> Iterator[tuple[Load, psutil.Process, Joined]]:
         path = "/socket.io/?EIO=4&transport=websocket" if self._kind == "socketio" else "/"
-        child = subprocess.Popen([*self._command, str(rate), str(size)], stdout=subprocess.PIPE, text=True)
+        command = [*self._command, str(rate), str(size)]
+        child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         load = None
         try:
             assert child.stdout is not None
@@ -231,6 +232,9 @@ class Peer:
             hello = ["40"] if self._kind == "socketio" else []
             load = Load(self._load, port, clients, stalled, self._kind, head, hello)
             kb = (server.memory_info().rss - memory) / 1e3 / clients
+            assert child.stdin is not None
+            child.stdin.write("begin\n")  # as long as the crowd comes in, a flood would keep it out
+            child.stdin.flush()
             yield load, server, Joined(kb, (_cpu_s(server) - cpu) * 1e6 / clients)
         finally:
             if load is not None:
@@ -358,7 +362,7 @@ def _stalled(ours: Gateway) -> None:
 
 
 def _deflated(ours: Gateway) -> None:
-    clients, rate = 1_000, 20
+    clients, rate = 1_000, 1_000  # frames are worth packing from some size on
     figures.heading(f"shared compressed frames: {clients:,} clients × {rate} changes/s")
     cost: dict[bool, list[Window]] = {False: [], True: []}
     for _ in range(ROUNDS):

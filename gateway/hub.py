@@ -101,7 +101,7 @@ class Hub:
         self._dirty: set[str] = set()
         self._behind: set[Client] = set()
         self._timer: asyncio.TimerHandle | None = None
-        self._flushed = self._urgent = -1.0
+        self._flushed = self._urgent = self._retried = -1.0
         self._turn = 0
         self._health: frames.Health = {}
         self._processes: tuple[float, dict[str, str]] = (-HEALTH_S, {})
@@ -207,7 +207,8 @@ class Hub:
 
     def tick(self) -> float:
         """Seconds between two rounds of frames."""
-        return min(max(len(self.clients) * TICK_PER_CLIENT_S, TICK_MIN_S), TICK_MAX_S)
+        live = len(self.clients) - len(self._behind)
+        return min(max(live * TICK_PER_CLIENT_S, TICK_MIN_S), TICK_MAX_S)
 
     def _changed(self, projects: set[str]) -> None:
         urgent = False
@@ -250,18 +251,22 @@ class Hub:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        now = now_ns()
-        due = set(self._behind)
+        now, began = now_ns(), self._loop.time()
+        due: set[Client] = set()
+        if began >= self._retried + RETRY_S:  # those who take nothing shall not be asked with every frame
+            self._retried = began
+            due |= self._behind
         for project in self._dirty:
             readers, shelf = self.readers.get(project, set()), self.shelf(project)
             # Who is behind has its own turn; of the others, most need the same frame and nothing else.
-            ready = readers - due if due else readers
+            ready = readers - self._behind if self._behind else readers
             due.update(ready if shelf is None else fan_out(ready, shelf))
         self._dirty.clear()
         for client in due:
             self._flush_one(client, now)
         self.flushes += 1
-        self._flushed = self._loop.time()
+        # The tick counts from the beginning, but half of it is left to everything else.
+        self._flushed = max(began, self._loop.time() - self.tick() / 2)
         if self._behind:
             self._schedule(max(self.tick(), RETRY_S))
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection
 from typing import Final
 
@@ -43,7 +44,7 @@ class Tally:
         self.closed: dict[int, int] = {}
 
 
-class Outlet:
+class Outlet(ABC):
     """A client of the hub: a session that writes to a transport. `current` says what its token opens now.
 
     `descriptor`: what the fast lane writes to, see `gateway.lane`.
@@ -141,9 +142,9 @@ class Outlet:
         self._tally.closed[why.code] = self._tally.closed.get(why.code, 0) + 1
         self.part(why)
 
+    @abstractmethod
     def part(self, why: Close) -> None:
         """Say goodbye, and let go."""
-        raise NotImplementedError
 
 
 class Handshake(WebSocketResponse):

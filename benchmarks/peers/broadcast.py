@@ -1,4 +1,7 @@
-"""The `websockets` package on uvloop: one text per change, by its own `broadcast`. `python broadcast.py RATE SIZE`"""
+"""The `websockets` package on uvloop: one text per change, by its own `broadcast`. A line begins it.
+
+`python broadcast.py RATE SIZE`
+"""
 
 from __future__ import annotations
 
@@ -22,6 +25,7 @@ async def main(rate: float, size: int) -> None:
 
     async with serve(handle, "127.0.0.1", 0, compression=None, backlog=4096, ping_interval=None) as server:
         print(next(iter(server.sockets)).getsockname()[1], flush=True)
+        await asyncio.to_thread(sys.stdin.readline)
         due = time.monotonic()
         while True:
             due += 1 / rate

@@ -1,7 +1,7 @@
 /* The floor: one thread that shakes hands as cheaply as can be, and writes a finished frame to each socket, one call
  * each. It has no state, no cursors, no slow clients and no protocol; nothing that has can be cheaper.
  *
- *   floor RATE SIZE     frames a second, bytes of a payload; prints its port
+ *   floor RATE SIZE     frames a second, bytes of a payload; prints its port, and begins when it is sent a line
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -38,10 +38,10 @@ int main(int argc, char **argv) {
     int timer = timerfd_create(CLOCK_MONOTONIC, TFD_NONBLOCK);
     long every = (long)(1e9 / rate);
     struct itimerspec when = {{every / 1000000000, every % 1000000000}, {every / 1000000000, every % 1000000000}};
-    timerfd_settime(timer, 0, &when, NULL);
     struct epoll_event event = {.events = EPOLLIN}, events[512];
     event.data.fd = inlet, epoll_ctl(poll, EPOLL_CTL_ADD, inlet, &event);
     event.data.fd = timer, epoll_ctl(poll, EPOLL_CTL_ADD, timer, &event);
+    event.data.fd = 0, epoll_ctl(poll, EPOLL_CTL_ADD, 0, &event);
     static char scrap[1 << 16], frame[1 << 16];
     static const char head[] = "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n";
     for (;;) {
@@ -73,6 +73,9 @@ int main(int argc, char **argv) {
                             open_sockets[k--] = open_sockets[--opened];
                         }
                 }
+            } else if (fd == 0) {
+                timerfd_settime(timer, 0, &when, NULL);
+                epoll_ctl(poll, EPOLL_CTL_DEL, 0, NULL);
             } else if (read(fd, scrap, sizeof scrap) <= 0) {
                 epoll_ctl(poll, EPOLL_CTL_DEL, fd, NULL);
             } else if (write(fd, head, sizeof head - 1) > 0) {

@@ -1,4 +1,4 @@
-// socket.io with connection state recovery: one event per change, to every client.  node socketio.mjs RATE SIZE
+// socket.io with connection state recovery: one event per change, to every client.  node socketio.mjs RATE SIZE; a line begins it.
 import { createServer } from "node:http";
 import { createRequire } from "node:module";
 const { Server } = createRequire(process.env.PEERS + "/")("socket.io");
@@ -12,7 +12,9 @@ const change = () => {
   body.rest = " ".repeat(Math.max(0, size - JSON.stringify(body).length));
   return body;
 };
-let due = performance.now();
-setInterval(() => {
-  for (; due <= performance.now(); due += 1000 / rate) io.emit("delta", change());
-}, Math.max(1, Math.min(20, 1000 / rate / 2)));
+process.stdin.once("data", () => {
+  let due = performance.now();
+  setInterval(() => {
+    for (; due <= performance.now(); due += 1000 / rate) io.emit("delta", change());
+  }, Math.max(1, Math.min(20, 1000 / rate / 2)));
+});

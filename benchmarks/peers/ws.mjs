@@ -1,4 +1,4 @@
-// The `ws` package: one JSON text per change, sent to every client.  node ws.mjs RATE SIZE
+// The `ws` package: one JSON text per change, sent to every client.  node ws.mjs RATE SIZE; a line begins it.
 import { createRequire } from "node:module";
 const { WebSocketServer } = createRequire(process.env.PEERS + "/")("ws");
 const [rate, size] = process.argv.slice(2).map(Number);
@@ -8,10 +8,12 @@ const change = () => {
   const text = `{"type":"delta","name":"t${process.hrtime.bigint()}"`;
   return text + " ".repeat(size - text.length - 1) + "}";
 };
-let due = performance.now();
-setInterval(() => {
-  for (; due <= performance.now(); due += 1000 / rate) {
-    const text = change();
-    for (const client of server.clients) if (client.readyState === 1) client.send(text);
-  }
-}, Math.max(1, Math.min(20, 1000 / rate / 2)));
+process.stdin.once("data", () => {
+  let due = performance.now();
+  setInterval(() => {
+    for (; due <= performance.now(); due += 1000 / rate) {
+      const text = change();
+      for (const client of server.clients) if (client.readyState === 1) client.send(text);
+    }
+  }, Math.max(1, Math.min(20, 1000 / rate / 2)));
+});

@@ -1,6 +1,6 @@
 // Which workspaces stand where: from what is held and what is looked for to the columns of the board. Pure.
 
-import { COLUMNS, columnOf, matches, needsUser, since, termsOf } from "/words.js";
+import { COLUMNS, columnOf, matches, needsUser, rankOf, since, termsOf } from "/words.js";
 
 const rows = new WeakMap(); // entries never change, and each is of one workspace
 
@@ -8,7 +8,7 @@ const rows = new WeakMap(); // entries never change, and each is of one workspac
 function rowOf(project, id, entry) {
   let row = rows.get(entry);
   if (row === undefined || row.project !== project || row.id !== id) {
-    row = { key: project + "/" + id, project, id, entry, at: since(entry), needs: needsUser(entry), column: columnOf(entry) };
+    row = { key: project + "/" + id, project, id, entry, at: since(entry), needs: needsUser(entry), rank: rankOf(entry), column: columnOf(entry) };
     rows.set(entry, row);
   }
   return row;
@@ -17,11 +17,12 @@ function rowOf(project, id, entry) {
 const byKey = (a, b) => (a.key < b.key ? -1 : 1);
 const oldestFirst = (a, b) => (a.at ?? Infinity) - (b.at ?? Infinity) || byKey(a, b);
 const newestFirst = (a, b) => (b.at ?? 0) - (a.at ?? 0) || byKey(a, b);
-const needsFirst = (a, b) => b.needs - a.needs || (a.needs ? oldestFirst : newestFirst)(a, b);
+const mostPressing = (a, b) => a.rank - b.rank || oldestFirst(a, b);
+const needsFirst = (a, b) => b.needs - a.needs || (a.needs ? mostPressing : newestFirst)(a, b);
 
 /**
  * The board for one project (or all, with an empty name) and a search:
- * `columns` of rows, `needs` with the oldest first, `needed` in all projects whatever is looked for,
+ * `columns` of rows, `needs` with the most pressing first and the older first within a kind, `needed` in all projects whatever is looked for,
  * `total` workspaces before the search, `shown` after it, `loading` projects without a first snapshot.
  */
 export function arrange(live, { project = "", search = "" } = {}) {
@@ -47,7 +48,7 @@ export function arrange(live, { project = "", search = "" } = {}) {
       if (row.needs) board.needs.push(row);
     }
   }
-  board.needs.sort(oldestFirst);
+  board.needs.sort(mostPressing);
   for (const column of COLUMNS) board.columns[column].sort(column === "waiting" ? needsFirst : newestFirst);
   return board;
 }

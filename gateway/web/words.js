@@ -38,6 +38,22 @@ const FOLLOWS = {
 const WAITS = { needs_plan_approval: "plan", needs_answer: "question", needs_permission: "permission", needs_auth: "auth" };
 const FAILURES = new Set(["session_error", "setup_failed", "ratchet_stalled", "merge_conflict", "ci_failed"]);
 
+/** What needs the user, most pressing first: as `pipeline/domain/status.py` has it. */
+export const ATTENTION = [
+  ["session_error", "setup_failed"],
+  ["needs_permission"],
+  ["needs_plan_approval"],
+  ["needs_answer", "needs_auth"],
+  ["merge_conflict", "ci_failed", "ratchet_stalled"],
+  ["ready_to_merge"],
+];
+const RANKS = new Map(ATTENTION.flatMap((codes, rank) => codes.map((code) => [code, rank])));
+
+/** How pressing an entry is that needs the user, 0 first; what is not known here comes last. */
+export function rankOf(entry) {
+  return RANKS.get(entry.status?.code) ?? ATTENTION.length;
+}
+
 /** An address that may become a link: any other scheme could run something. */
 export const WEB = /^https?:\/\//i;
 export const COLUMNS = ["working", "waiting", "done"];

@@ -13,6 +13,7 @@ import pytest
 
 from gateway import framing
 from gateway.hub import BACKLOG, TICK_MAX_S, Hub
+from gateway.lane import fan_out
 from gateway.session import Close, Session
 from gateway.socket import STALLED_NS, Outlet, Tally
 from gateway.tokens import OPERATOR, Caller
@@ -290,16 +291,17 @@ async def test_cursors_subscriptions_and_forms_that_differ_are_not_mixed_up(worl
         client.plain()
     behind, other, packs, _ = clients
     behind.session.subscriptions[0].version = 0
-    other.session.subscriptions[0].id = 7
+    for client in (other, packs):
+        client.session.subscriptions[0].id = 7
     packs.session.form = framing.deflated
+    world.hub.tick = lambda: 60.0  # type: ignore[method-assign]
     world.write(2, life={"name": "x" * 1000})
+    assert fan_out([clients[3], other, packs, behind], world.hub.shelves["web"]) == []
     packed = packs.plain()
     assert len(packed) < 500
-    assert [told(client.plain()) for client in clients if client is not packs] == [[(0, 2)], [(1, 2)], [(1, 2)]]
-    assert [client.session.subscriptions[0].version for client in clients] == [2] * 4
-    await world.quiet()
-    world.write(3)
+    assert [told(client.plain()) for client in (behind, clients[3])] == [[(0, 2)], [(1, 2)]]
     assert b'"id":7' in other.plain()
+    assert [client.session.subscriptions[0].version for client in clients] == [2] * 4
 
 
 async def test_a_frame_that_fits_in_part_is_finished_by_the_transport(world: World) -> None:
@@ -348,6 +350,29 @@ async def test_in_shares_everybody_has_a_turn_and_news_of_the_health_goes_to_all
     world.hub.health = lambda: {"aggregator": "stale"}  # type: ignore[method-assign]
     world.hub.sweep(3)
     assert len(looked) == 6
+
+
+async def test_clients_that_take_nothing_do_not_make_the_others_wait(world: World) -> None:
+    """W5: neither do they count for the tick, nor is each of them tried again with every frame."""
+    world.hub.max_clients = 300
+    stalled = [world.following() for _ in range(250)]
+    live = world.following()
+    crowded = world.hub.tick()
+    await world.quiet()
+    tried: list[Wire] = []
+    for client in stalled:
+        client.pipe.held = 1
+    world.write(1)
+    await until(lambda: world.hub.tick() < crowded)
+    await world.quiet()
+    for client in stalled:
+        flush = client.flush
+        client.flush = lambda now, client=client, flush=flush: tried.append(client) or flush(now)  # type: ignore
+    world.hub._retried = asyncio.get_running_loop().time()
+    world.write(2)
+    assert [frame["to"] for _, frame in live.pipe.frames("delta")] == [1, 2]
+    assert tried == []
+    await until(lambda: {*tried} == {*stalled})
 
 
 async def test_a_client_that_reads_nothing_for_too_long_is_closed(world: World) -> None:
