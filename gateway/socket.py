@@ -105,9 +105,11 @@ class Outlet(ABC):
         self._tally.writes += frames
         self._tally.bytes += size
 
+    @abstractmethod
     def wrote(self, now: int) -> None:
         """Something was written to this client."""
 
+    @abstractmethod
     def lost(self) -> None:
         """The connection is gone."""
 

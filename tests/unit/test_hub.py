@@ -64,6 +64,12 @@ class Wire(Outlet):
         assert self.session.receive(json.dumps(message).encode(), now_ns()) is None
         self._hub.serve(self)
 
+    def wrote(self, now: int) -> None:
+        """Nobody waits for it."""
+
+    def lost(self) -> None:
+        """Nobody waits for it."""
+
     def part(self, why: Close) -> None:
         self.why = why
 
