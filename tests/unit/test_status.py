@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import re
 from itertools import combinations
-from pathlib import Path
 from typing import Any, get_args
 
 import pytest
@@ -253,10 +250,3 @@ def test_the_user_is_called_to_errors_first_and_to_merges_last() -> None:
     assert ranks == list(range(len(pressing)))
     assert status.attention("setup_failed") == status.attention("session_error")
     assert status.attention("merge_conflict") == status.attention("ratchet_stalled") == status.attention("ci_failed")
-
-
-def test_the_board_puts_first_what_the_domain_puts_first():
-    words = (Path(__file__).parents[2] / "gateway/web/words.js").read_text()
-    told = re.search(r"export const ATTENTION = (\[.*?\n\]);", words, re.DOTALL)
-    assert told is not None
-    assert tuple(map(tuple, json.loads(re.sub(r",(\s*\])", r"\1", told[1])))) == status.ATTENTION
