@@ -114,7 +114,7 @@ def _render_all(page: Page) -> None:
     """Cards are rendered as one scrolls to them: go to the end of the longest column, and back."""
     more = page.locator(".column > .more").first
     while more.count():
-        more.click()
+        more.evaluate("button => button.click()")  # newborn cards still move it, and a real click waits for rest
     page.evaluate("scrollTo(0, 0)")
 
 
