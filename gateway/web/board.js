@@ -75,7 +75,7 @@ function Bar({ live, ui, act, project, stale, arranged }) {
         ${ui.canNotify && html`<button class="tool" id="notify" aria-pressed=${String(ui.notify)} onClick=${act.notify}
           title=${ui.notify ? "Notifications are on" : "Notify me when a workspace needs me"} aria-label="Notify me when a workspace needs me">${icon("bell")}</button>`}
         <button class="tool" id="theme" onClick=${act.theme} title=${"Colours: " + COLOURS[ui.theme]} aria-label=${"Colours: " + COLOURS[ui.theme]}>${icon("theme")}</button>
-        <button class="tool" id="help" onClick=${act.help} title="Keys (?)" aria-label="Keys" aria-haspopup="dialog">${icon("help")}</button>
+        <button class="tool" id="help" onClick=${act.help} title="Keys and signing out (?)" aria-label="Keys and signing out" aria-haspopup="dialog">${icon("help")}</button>
       </div>
     </header>`;
 }
@@ -247,6 +247,7 @@ class Help extends Component {
         <div class="inside">
           <header><h2 id="help-title">Keys</h2><button class="tool" aria-label="Close" onClick=${() => this.node.close()}>${icon("close")}</button></header>
           <dl>${KEYS.map(([keys, what]) => html`<div key=${keys}><dt>${keys.split(" ").map((key) => html`<kbd>${key}</kbd> `)}</dt><dd>${what}</dd></div>`)}</dl>
+          <p class="leave"><button class="plain" id="sign-out" onClick=${act.signOut}>Sign out</button></p>
         </div>
       </dialog>`;
   }

@@ -174,6 +174,16 @@ const act = {
     ui.help = false;
     redraw();
   },
+  async signOut(event) {
+    const button = event.currentTarget;
+    try {
+      const answer = await fetch("/v1/logout", { method: "POST" });
+      if (!answer.ok && answer.status !== 401) throw new Error(answer.statusText);
+      location.replace("/");
+    } catch {
+      button.textContent = "Not signed out: treewire does not answer. Try again";
+    }
+  },
   theme() {
     ui.theme = THEMES[(THEMES.indexOf(ui.theme) + 1) % THEMES.length];
     if (ui.theme) document.documentElement.dataset.theme = ui.theme;

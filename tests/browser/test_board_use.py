@@ -206,3 +206,25 @@ def test_another_site_can_neither_embed_the_page_nor_open_its_stream(
         port,
     )
     assert outcome == "refused"
+
+
+def test_signing_out_leaves_nothing_that_opens_the_board(site: Site, opened: Opener, context: BrowserContext) -> None:
+    page = opened(site)
+    page.keyboard.press("?")
+    page.get_by_role("button", name="Sign out").click()
+    expect(page.locator("#token")).to_be_visible()
+    assert context.cookies() == []
+    page.reload()
+    expect(page.locator("#token")).to_be_visible()
+
+
+def test_signing_out_while_nobody_answers_says_so_and_can_be_tried_again(site: Site, opened: Opener) -> None:
+    page = opened(site)
+    page.keyboard.press("?")
+    page.route("**/v1/logout", lambda route: route.abort("connectionrefused"))
+    page.get_by_role("button", name="Sign out").click()
+    again = page.get_by_role("button", name="Not signed out")
+    expect(again).to_be_visible()
+    page.unroute("**/v1/logout")
+    again.click()
+    expect(page.locator("#token")).to_be_visible()
