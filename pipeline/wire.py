@@ -1,6 +1,6 @@
 """Every message on the bus, as tagged unions in msgpack; one union per socket.
 
-    ingress   PUSH→PULL       Look | Census | Interest
+    ingress   PUSH→PULL       Look | Census | Interest | Alive
     feed      XPUB→SUB        Delta | Gone | Heartbeat | Relook      (topic frame, then the message)
     query     DEALER→ROUTER   Since | Explain → Image | Delta | Explained | Missing
     jobs      DEALER→ROUTER   Ready | Done → Job
@@ -28,7 +28,13 @@ class Interest(Struct, frozen=True, tag="interest"):
     projects: list[str]
 
 
-Ingress: TypeAlias = Look | Census | Interest
+class Alive(Struct, frozen=True, tag="alive"):
+    """The producers of leased looks are at it, every few seconds: what they said last still holds."""
+
+    who: str
+
+
+Ingress: TypeAlias = Look | Census | Interest | Alive
 
 # ── feed ─────────────────────────────────────────────────────────────────────────────────────────
 

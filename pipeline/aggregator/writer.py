@@ -16,6 +16,7 @@ from pipeline.domain.relook import Relooks
 from pipeline.domain.store import Store
 
 INTEREST_NS: Final = 30_000_000_000
+LEASE_NS: Final = 15_000_000_000
 CENSUS_AGAIN: Final = wire.Relook("*", "*")
 
 
@@ -50,6 +51,7 @@ class Writer:
         self._published: dict[str, int] = {}
         self._interest: dict[str, tuple[int, frozenset[str]]] = {}
         self._beats = 0
+        self._alive_ns = now_ns()  # whoever is there has this long to say so
 
     # ── the queue ────────────────────────────────────────────────────────────────────────────────
 
@@ -69,6 +71,9 @@ class Writer:
                 self._take_census(message, wall_ms)
             elif type(message) is wire.Interest:
                 self._take_interest(message)
+            elif type(message) is wire.Alive:
+                self._alive_ns = self._now_ns()
+                self.store.lease(True, wall_ms)
         return self.publish()
 
     def _ruled(self, look: Look, ruling: Ruling, wall_ms: int) -> None:
@@ -137,6 +142,8 @@ class Writer:
     def beat(self) -> wire.Heartbeat:
         """Each second: every project's head. It follows the deltas in one stream, so it shows a lost last one."""
         self._beats += 1
+        if self._now_ns() - self._alive_ns > LEASE_NS and self.store.lease(False, self._wall_ms()):
+            self.publish()
         heads = {
             project: wire.Head(
                 ledger.version, ledger.hash(), self.store.is_complete(project), project in self.store.interest

@@ -134,6 +134,8 @@ class Status(Group, frozen=True, tag="status"):
 Value: TypeAlias = Life | Git | Pr | Ci | Ratchet | Terminal | Run | Session
 
 SESSION_PREFIX = "session:"
+# How the producer of a session's look is named if it holds only while the process that looks is heard of.
+LEASED = "live:"
 KINDS: dict[str, type[Group]] = {
     "life": Life,
     "pr": Pr,

@@ -13,19 +13,33 @@ The rules it keeps (each has a law in tests/laws):
    of the same database says the same. One that comes late or twice buries nobody and confirms nothing.
 6. When `pr` changes its number or head, the checks of the former one go back to unknown in the same version.
 7. Everything is bounded: entries, sessions per entry, tombstones, rulings kept for explain.
+8. A session that is known from a leased producer is shown as unknown while that producer is not heard of.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict, deque
 from collections.abc import Mapping
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, TypeAlias
 
 from msgspec import Struct
 from msgspec.structs import astuple, replace
 
 from pipeline.domain import order, status
-from pipeline.domain.model import KINDS, SESSION_PREFIX, Census, Group, Life, Look, Session, Stamp, Status, kind_of
+from pipeline.domain.model import (
+    KINDS,
+    LEASED,
+    SESSION_PREFIX,
+    Census,
+    Group,
+    Life,
+    Look,
+    Session,
+    Stamp,
+    Status,
+    Value,
+    kind_of,
+)
 from pipeline.domain.order import Ruling
 from pipeline.domain.versioned import Ledger
 
@@ -63,6 +77,8 @@ BAD_NAME: Final = Ruling("foreign", "the name of the group or workspace is empty
 OLD_INCARNATION: Final = Ruling("old_incarnation", "of a former workspace of this name")
 NEW_INCARNATION: Final = Ruling("old_incarnation", "of an incarnation that life has not announced")
 WRONG_KEY: Final = Ruling("wrong_key", "checks of another pull request or head")
+
+Changes: TypeAlias = dict[str, object] | None
 
 _LEAVING: Final = ("archiving", "archived")
 # A newer look at the same value: it becomes the evidence, and nothing changes.
@@ -131,6 +147,7 @@ class Store:
         self.touched: set[str] = set()
         self.removed_projects: set[str] = set()
         self.complete = False
+        self.heard = True
         self.live = 0
         self.evictions = 0
         self._evicted_from: set[str] = set()
@@ -277,15 +294,15 @@ class Store:
         entry.looks[group] = look
         at = look.at_ms if look.at_ms is not None else wall_ms
         old = entry.values.get(group)
-        changes: list[tuple[str, dict[str, object] | None]] = []
+        changes: list[tuple[str, Changes]] = []
         if value is None:
             if old is not None:
                 del entry.values[group]
                 changes.append((group, None))
             self._forget_sessions(entry)
-        elif old != value:
-            entry.values[group] = value
-            changes.append((group, _changed(old, value, at)))
+        elif old != (shown := self._shown(look, value)):
+            entry.values[group] = shown
+            changes.append((group, _changed(old, shown, at)))
         if group == "pr" and (current is None or current.key != look.key):
             if (former := entry.looks.get("ci")) is not None:
                 # Its interval stays: should the key ever return, looks from before are still older.
@@ -294,6 +311,12 @@ class Store:
                 changes.append(("ci", None))
         if not changes:
             return ruling if moved else _UNCHANGED[ruling]
+        self._write(entry, look.workspace, changes, at)
+        return ruling
+
+    def _write(self, entry: Entry, workspace: str, changes: list[tuple[str, Changes]], at: int) -> None:
+        """Publish these changes of an entry, and the status that follows from them, as one version."""
+        group = changes[0][0]
         if group in status.INPUTS or group.startswith(SESSION_PREFIX):
             derived = status.derive(entry.values)
             before = entry.values.get("status")
@@ -301,8 +324,37 @@ class Store:
                 assert before is None or isinstance(before, Status)
                 entry.values["status"] = derived
                 changes.append(("status", _changed(before, derived, at)))
-        self.ledger(entry.project).write(look.workspace, changes)
-        return ruling
+        self.ledger(entry.project).write(workspace, changes)
+
+    # ── leases ───────────────────────────────────────────────────────────────────────────────────
+
+    def lease(self, heard: bool, wall_ms: int) -> int:
+        """Whether the leased producers are heard of; returns how many sessions that shows in another state.
+
+        Silence says nothing, so no look is changed by it: what they said last is shown again once they are back.
+        """
+        if heard == self.heard:
+            return 0
+        self.heard = heard
+        count = 0
+        for name, entry in self.entries.items():
+            changes: list[tuple[str, Changes]] = []
+            for group, look in entry.looks.items():
+                old = entry.values.get(group)
+                if old is None or look.value is None or (shown := self._shown(look, look.value)) == old:
+                    continue
+                entry.values[group] = shown
+                changes.append((group, _changed(old, shown, wall_ms)))
+            if changes:
+                count += len(changes)
+                self._write(entry, name, changes, wall_ms)
+        return count
+
+    def _shown(self, look: Look, value: Value) -> Value:
+        """What is public of a look: its value, but not what a session did when it was last heard of."""
+        if self.heard or type(value) is not Session or not look.producer.startswith(LEASED) or value.state == "exited":
+            return value
+        return replace(value, state="unknown", waiting_for=None)
 
     def _move(self, entry: Entry, look: Look) -> None:
         """A workspace goes to another project: it leaves the old one's stream and enters the new one's whole."""

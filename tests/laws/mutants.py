@@ -29,7 +29,7 @@ FIRST: Final = {
     "relook": ("tests/unit/test_relook.py",),
     "replica": ("tests/laws/test_machine.py",),
 }
-LAWS: Final = ("tests/laws/test_laws.py", "tests/laws/test_machine.py")
+LAWS: Final = ("tests/laws/test_laws.py", "tests/laws/test_leases.py", "tests/laws/test_machine.py")
 UNITS: Final = tuple(
     f"tests/unit/test_{name}.py" for name in ("store", "order", "versioned", "replica", "patch", "status", "relook")
 )
@@ -53,6 +53,15 @@ class Outcome(NamedTuple):
 
 
 MUTANTS: Final = (
+    # ── leases ──
+    Mutant("a lease covers everybody", "store", " or not look.producer.startswith(LEASED)", ""),
+    Mutant("a lapsed lease means idle", "store", 'state="unknown", waiting_for', 'state="idle", waiting_for'),
+    Mutant("a lapsed lease keeps the request", "store", 'state="unknown", waiting_for=None', 'state="unknown"'),
+    Mutant("a lapsed lease revives who exited", "store", ' or value.state == "exited":', ":"),
+    Mutant("a look during the silence is shown", "store", "(shown := self._shown(look, value))", "(shown := value)"),
+    Mutant(
+        "a lease never returns", "store", "        self.heard = heard\n", "        self.heard = heard and self.heard\n"
+    ),
     # ── which look is newer ──
     Mutant("arrival order wins", "order", "    mine, theirs =", "    return LATER\n    mine, theirs ="),
     Mutant("overlap applied", "order", "_agree(current, look) else DISAGREES", "_agree(current, look) else LATER"),
