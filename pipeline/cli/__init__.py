@@ -18,6 +18,7 @@ _COMMANDS = {
     "doctor": ("pipeline.cli.doctor:doctor", "Check that this host is fit to run treewire."),
     "project": ("pipeline.cli.project:project", "Say which repositories treewire follows."),
     "workspace": ("pipeline.cli.project:workspace", "See and archive workspaces; each worktree is one."),
+    "source": ("pipeline.cli.source:source", "Read the databases of other tools along."),
     "token": ("pipeline.cli.token:token", "Give tokens to people and programs, and take them back."),
     "watch": ("pipeline.cli.watch:watch", "Watch a project as a client of the gateway does."),
     "tap": ("pipeline.cli.tap:tap", "Watch every look, delta and job as they happen."),
