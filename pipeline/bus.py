@@ -226,19 +226,29 @@ class Publisher(_End):
 
 
 class Subscriber(_End):
-    """A SUB on everything that one publisher says."""
+    """A SUB on what one publisher says: everything, unless told a topic."""
 
     def __init__(
-        self, run_dir: Path, name: str, decode: Callable[[bytes], Any], take: Callable[[list[Any]], None]
+        self,
+        run_dir: Path,
+        name: str,
+        decode: Callable[[bytes], Any],
+        take: Callable[[list[Any]], None],
+        topic: bytes = b"",
     ) -> None:
         super().__init__(_socket(zmq.SUB))
-        self.socket.setsockopt(zmq.SUBSCRIBE, b"")
+        self.socket.setsockopt(zmq.SUBSCRIBE, topic)
         self.socket.connect(endpoint(run_dir, name))
         self.read(lambda batch: take(self._decoded(batch, decode)))
 
 
 def feed(run_dir: Path, take: Callable[[list[wire.Feed]], None]) -> Subscriber:
     return Subscriber(run_dir, "feed", wire.decode_feed, take)
+
+
+def heartbeats(run_dir: Path, take: Callable[[list[wire.Heartbeat]], None]) -> Subscriber:
+    """The feed without what changes: who only has to know where things stand is not woken for it."""
+    return Subscriber(run_dir, "feed", wire.decode_feed, take, wire.HEARTBEAT_TOPIC)
 
 
 def tap(run_dir: Path, take: Callable[[list[wire.Tap]], None]) -> list[Subscriber]:

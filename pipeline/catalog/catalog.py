@@ -16,7 +16,7 @@ from pipeline.catalog.database import Database
 from pipeline.catalog.projects import Added, Project
 from pipeline.catalog.record import Observed
 from pipeline.catalog.tokens import Created, Token
-from pipeline.catalog.workspaces import Target, Workspace
+from pipeline.catalog.workspaces import Known, Target, Workspace
 from pipeline.catalog.worktrees import Worktree
 from pipeline.domain.model import Look, Stamp
 
@@ -91,6 +91,11 @@ class Catalog:
         """The worktrees that git can look at, by workspace."""
         with self.database.read() as tx:
             return workspaces.targets(tx)
+
+    def sessions(self) -> list[Known]:
+        """All sessions of workspaces that are not archived."""
+        with self.database.read() as tx:
+            return workspaces.sessions(tx)
 
     def tokens(self) -> list[Token]:
         """All tokens in the order in which they were made, those that have ended too."""

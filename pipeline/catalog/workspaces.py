@@ -10,9 +10,10 @@ from msgspec import Struct
 from sqlalchemy import Connection, Select, select
 
 from pipeline.bridges import workspace
+from pipeline.bridges.row import RowError, value_of
 from pipeline.catalog import tables
 from pipeline.catalog.record import archived, place_of, write_workspaces
-from pipeline.domain.model import Look, Phase, Stamp
+from pipeline.domain.model import Look, Phase, Session, Stamp
 
 
 class Workspace(Struct, frozen=True):
@@ -27,6 +28,17 @@ class Workspace(Struct, frozen=True):
     base: str | None
     path: str | None
     at_ms: int | None
+
+
+class Known(Struct, frozen=True):
+    """A session that the catalog keeps, of a workspace that is not archived."""
+
+    project: str
+    workspace: str
+    incarnation: int
+    id: str
+    value: Session
+    producer: str
 
 
 class Target(Struct, frozen=True):
@@ -80,6 +92,26 @@ def targets(tx: Connection) -> list[Target]:
         )
         for row in tx.execute(query).mappings()
     ]
+
+
+def sessions(tx: Connection) -> list[Known]:
+    """All sessions of live workspaces. One that holds what cannot be read is left out."""
+    home, row_of = tables.workspace, tables.session
+    query = (
+        select(row_of, home.c.project_id, home.c.incarnation)
+        .join(home, home.c.id == row_of.c.workspace_id)
+        .where(home.c.phase != "archived")
+    )
+    known = []
+    for row in tx.execute(query).mappings():
+        try:
+            value = value_of(Session, dict(row))
+        except RowError:
+            continue
+        known.append(
+            Known(row["project_id"], row["workspace_id"], row["incarnation"], row["id"], value, row["producer"])
+        )
+    return known
 
 
 def archive_workspace(tx: Connection, domain: str, name: str, stamp: Stamp, at_ms: int, producer: str) -> Look | None:

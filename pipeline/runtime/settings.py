@@ -90,6 +90,8 @@ class Reconciler(Section, frozen=True):
 
 class Sources(Section, frozen=True):
     discover_s: Seconds = 60
+    processes: bool = True
+    tmux: bool = True
 
 
 class Log(Section, frozen=True):

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from pipeline import gitdir
-from pipeline.bus import Ingress
 from pipeline.catalog import Catalog, CatalogUnavailable, ChangeWatch, Project, Worktree
 from pipeline.catalog.ids import shown
 from pipeline.domain.model import Look, Stamp
@@ -252,13 +251,11 @@ def _concerns(path: str, found: Found) -> bool:
     return False
 
 
-async def discover(process: Process, catalog: Catalog, ingress: Ingress) -> None:
+async def discover(process: Process, catalog: Catalog, outbox: Outbox) -> None:
     """Follow all projects until the process stops."""
-    outbox = Outbox(ingress.send)
     discovery = Discovery(process, catalog, outbox.put)
     watch = ChangeWatch(catalog)
     settings = process.settings
-    process.spawn(outbox.run(), name="discovery outbox")
     process.spawn(discovery.watching.run(), name="discovery watch")
     cadence = asyncio.get_running_loop().time() + settings.sources.discover_s
     stale = True

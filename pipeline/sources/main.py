@@ -3,20 +3,68 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
+from typing import Final
 
+from pipeline import bus, wire
 from pipeline import catalog as catalogs
-from pipeline.bus import Ingress
 from pipeline.runtime.process import Process
+from pipeline.runtime.settings import Settings
+from pipeline.sources.desk import Desk, Source
 from pipeline.sources.discovery import discover
+from pipeline.sources.outbox import Outbox
+
+ALIVE_S: Final = 3.0
+
+
+def sources(settings: Settings) -> Iterator[Source]:
+    """Those that the settings leave on. What one imports costs only whoever has it on."""
+    if settings.sources.processes:
+        from pipeline.sources.processes import Processes
+
+        yield Processes()
+    if settings.sources.tmux:
+        from pipeline.sources.tmux import Tmux
+
+        yield Tmux()
 
 
 async def main(process: Process) -> None:
     """Run until the process stops."""
     catalog = await asyncio.to_thread(catalogs.open, process.settings)
-    ingress = Ingress(process.settings.run_dir)
+    ingress = bus.Ingress(process.settings.run_dir)
+    outbox = Outbox(ingress.send)
+    watched: frozenset[str] = frozenset()
+
+    def beat(heartbeats: list[wire.Heartbeat]) -> None:
+        nonlocal watched
+        watched = frozenset(name for name, head in heartbeats[-1].heads.items() if head.watched)
+
+    feed = bus.heartbeats(process.settings.run_dir, beat)
+    desk = Desk(process, catalog, outbox.put, lambda: watched)
+    running = list(sources(process.settings))
+
+    async def alive() -> None:
+        """What the sources said last still holds, for as long as this loop turns."""
+        while True:
+            ingress.send(wire.Alive("sources"))
+            for source in running:
+                health = source.health
+                shown = health.state if not health.why else f"{health.state}: {health.why}"
+                process.figures[f"source_{source.name}"] = shown
+            await asyncio.sleep(ALIVE_S)
+
     try:
-        await discover(process, catalog, ingress)
+        process.spawn(outbox.run(), name="outbox")
+        process.spawn(desk.keep_places(), name="places")
+        process.spawn(desk.keep_telling(), name="telling")
+        process.spawn(alive(), name="alive")
+        for source in running:
+            process.spawn(desk.keep(source), name=source.name)
+        await discover(process, catalog, outbox)
     finally:
         await process.cancel_tasks()
+        desk.close()
+        feed.close()
         ingress.close()
         catalog.close()

@@ -19,6 +19,7 @@ from pipeline.bus import IngressServer
 from pipeline.catalog import Project
 from pipeline.catalog.ids import worktree_id
 from pipeline.cli.project import project, workspace
+from pipeline.domain.model import Look
 from pipeline.runtime.process import Process
 from pipeline.runtime.settings import Settings
 from pipeline.sources.discovery import Unreadable, find, repositories_in, repository_at
@@ -216,6 +217,8 @@ class Running:
     def _take(self, batch):
         for frames in batch:
             look = decode_ingress(frames[-1])
+            if not isinstance(look, Look):
+                continue
             self.said.append((look.workspace, look.value.phase, look.value.branch))
 
     async def __aexit__(self, *_):

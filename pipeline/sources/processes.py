@@ -1,0 +1,143 @@
+"""Agents as processes: that one runs in a worktree, and that it ended. The lowest rung, for agents of which no more is
+to be seen.
+
+A listing of pids is cheap; only those never seen before are looked at. A process says nothing of what its agent does:
+CPU time is spent while it waits as well.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Sequence
+from typing import ClassVar, Final, NamedTuple
+
+import psutil
+
+from pipeline.domain.model import Session, Stamp
+from pipeline.runtime.clock import CLOCK, now_ns, wall_ms
+from pipeline.sources.deaths import started
+from pipeline.sources.desk import Desk, Source
+from pipeline.sources.ladder import Rung, Sighting
+
+SWEEP_S: Final = 2.0
+PREFIX: Final = "process-"
+AGENTS: Final = frozenset({"claude", "codex", "gemini", "opencode", "aider", "goose", "amp", "cursor-agent", "crush"})
+RUNTIMES: Final = frozenset({"node", "bun", "deno", "python", "python3", "uv", "npx"})
+OWN_SESSIONS: Final = frozenset({"claude", "codex"})  # they are seen by what they write, and better
+
+
+class Agent(NamedTuple):
+    """A process that is an agent, where it works, and when it was started."""
+
+    pid: int
+    started: int
+    provider: str
+    cwd: str
+
+
+def provider(name: str, command: Sequence[str]) -> str | None:
+    """Which agent a process is, by its name or the program that it runs; ``None`` for anything else."""
+    if name in AGENTS:
+        return name
+    words = [os.path.basename(word) for word in command[:3] if word and not word.startswith("-")]
+    if not words:
+        return None
+    if words[0] in AGENTS:
+        return words[0]
+    if words[0].rstrip("0123456789.") in RUNTIMES or words[0] in RUNTIMES:
+        found = words[1].removesuffix(".js").removesuffix(".py").removesuffix(".mjs") if len(words) > 1 else ""
+        return found if found in AGENTS else None
+    return None
+
+
+class Table:
+    """The processes of this user that are agents. A pid that was looked at once is not looked at again."""
+
+    def __init__(self) -> None:
+        self.agents: dict[int, Agent] = {}
+        self._others: set[int] = set()
+
+    def sweep(self) -> None:
+        """Blocks for as long as the processes take that were never seen."""
+        pids = set(psutil.pids())
+        self._others &= pids
+        for pid in self.agents.keys() - pids:
+            del self.agents[pid]
+        for pid in [pid for pid, agent in self.agents.items() if started(pid) != agent.started]:
+            del self.agents[pid]
+        for pid in pids - self._others - self.agents.keys():
+            agent = _look(pid)
+            if agent is None:
+                self._others.add(pid)
+            elif agent.cwd:
+                self.agents[pid] = agent
+
+
+def _look(pid: int) -> Agent | None:
+    """An agent without a folder could not be asked for it now, and is looked at again."""
+    start = started(pid)
+    try:
+        process = psutil.Process(pid)
+        if start is None or process.uids().effective != os.getuid():
+            return None
+        found = provider(process.name(), process.cmdline())
+        return None if found is None else Agent(pid, start, found, process.cwd())
+    except psutil.AccessDenied:
+        return None
+    except psutil.Error:
+        return None
+    except OSError:
+        return None
+
+
+class Processes(Source):
+    name: ClassVar[str] = "processes"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = Table()
+        self._told: set[str] = set()
+
+    async def run(self, desk: Desk) -> None:
+        while True:
+            began = now_ns()
+            await asyncio.to_thread(self.table.sweep)
+            self._tell(desk, Stamp(began, now_ns(), CLOCK))
+            self.fares("running")
+            await asyncio.sleep(SWEEP_S)
+
+    def _tell(self, desk: Desk, stamp: Stamp) -> None:
+        here = [
+            agent
+            for agent in self.table.agents.values()
+            if agent.provider not in OWN_SESSIONS and desk.place_of(agent.cwd) is not None
+        ]
+        sightings = [
+            Sighting(
+                session=f"{PREFIX}{agent.pid}",
+                cwd=agent.cwd,
+                rung=Rung.EXISTS,
+                fields=Session(provider=agent.provider, state="unknown"),
+                stamp=stamp,
+                at_ms=wall_ms(),
+                pid=agent.pid,
+                started=agent.started,
+            )
+            for agent in here
+        ]
+        # Many agents start themselves once more: the inner one of a pair is the same session.
+        pids = {agent.pid for agent in here}
+        sightings = [one for one in sightings if _parent(one.pid or 0) not in pids]
+        now = {one.session for one in sightings}
+        desk.saw(self.name, sightings)
+        for gone in self._told - now:
+            desk.lost(self.name, gone)
+        self._told = now
+
+
+def _parent(pid: int) -> int | None:
+    try:
+        return psutil.Process(pid).ppid()
+    except psutil.Error:
+        return None
