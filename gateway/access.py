@@ -39,6 +39,7 @@ from msgspec import Struct
 from gateway.seal import Seal
 from gateway.tickets import TICKET_S, Full, Tickets
 from gateway.tokens import Caller, Tokens
+from pipeline.bridges.hooks import AGENTS
 from pipeline.catalog import Catalog
 from pipeline.runtime.clock import wall_ms
 from pipeline.runtime.log import FilteringBoundLogger
@@ -48,7 +49,7 @@ __all__ = ["Access", "Caller", "Page", "problem", "token_of"]
 
 OPEN: Final = frozenset({"/healthz", "/readyz"})
 WHOLE: Final = frozenset({"/metrics"})
-REPORTS: Final = frozenset({"/v1/events"})
+REPORTS: Final = frozenset({"/v1/events", *(f"/v1/events/{agent}" for agent in AGENTS)})
 STREAM: Final = "/v1/stream"
 LOGIN: Final = "/v1/login"
 HTTP_PORT: Final = 80

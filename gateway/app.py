@@ -11,6 +11,7 @@ from gateway import public
 from gateway.access import Access, Page, problem
 from gateway.cors import Cors
 from gateway.feeds import WAIT_S, Bad, Events, Poll, cursor_of, seconds_of, standing, unshown
+from gateway.hooks import Hooks
 from gateway.hub import Away, Hub
 from gateway.ingest import MAX_BYTES, RETRY_AFTER, Recorder, answer, busy, handler
 from gateway.session import Close
@@ -43,6 +44,9 @@ def make(process: Process, hub: Hub, recorder: Recorder, access: Access, tally: 
     app.router.add_get("/metrics", routes.metrics)
     app.add_routes(access.routes())
     app.router.add_post("/v1/events", handler(recorder, hub))
+    app["hooks"] = hooks = Hooks(recorder, hub)
+    app.add_routes(hooks.routes())
+    app.cleanup_ctx.append(hooks.running)
     app.router.add_get("/v1/stream", routes.stream, allow_head=False)
     app.router.add_get("/v1/projects", routes.projects)
     app.router.add_get("/v1/projects/{project}/snapshot", routes.snapshot)

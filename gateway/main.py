@@ -57,8 +57,10 @@ async def main(process: Process) -> None:
     access.watch(hub.regrant)
     tally = Tally()
     Figures(process, hub, tally, recorder)
+    application = app.make(process, hub, recorder, access, tally)
+    process.registry.register(application["hooks"])
     runner = web.AppRunner(
-        app.make(process, hub, recorder, access, tally),
+        application,
         access_log=None,
         handle_signals=False,
         shutdown_timeout=FAREWELL_S + 0.5,
