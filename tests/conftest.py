@@ -1,10 +1,19 @@
-"""How much the property tests try: ``ci`` the same examples each time, ``deep`` many and others each time."""
+"""How much the property tests try: ``ci`` the same examples each time, ``deep`` many and others each time.
+
+And the PostgreSQL server that a test process starts once it has a test that wants it.
+"""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
+import pytest
 from hypothesis import HealthCheck, Phase, settings
+
+if TYPE_CHECKING:
+    from tests.postgres import Server
 
 _SLOW = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much]
 
@@ -27,3 +36,12 @@ settings.register_profile(
 # For the mutation gate: a failure is enough, nobody reads the example.
 settings.register_profile("gate", settings.get_profile("ci"), phases=[Phase.explicit, Phase.generate])
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
+
+
+@pytest.fixture(scope="session")
+def postgresql() -> Iterator[Server]:
+    """A server of its own for this test process; each test asks it for a database."""
+    from tests.postgres import running
+
+    with running() as server:
+        yield server

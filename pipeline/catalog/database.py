@@ -3,6 +3,10 @@
 A SQLite file that was replaced or deleted keeps answering on the connections that hold it open. So every transaction
 first compares the file's device and inode, and starts over on new connections when they changed. The write-ahead log
 of the former file would then be taken for the new one's, and mix the two: it goes.
+
+On a server, writers take one lock for their transaction, so that they follow each other as on SQLite and what they read
+stands; and they notify, which is a hint for `ChangeWatch`. A database there can only be replaced while nobody is
+connected: a connection that is new is asked whose it is.
 """
 
 from __future__ import annotations
@@ -10,13 +14,13 @@ from __future__ import annotations
 import os
 import sqlite3
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import quote
 
-from sqlalchemy import Connection, Engine, create_engine, event, inspect, select, text
+from sqlalchemy import Connection, Engine, create_engine, event, func, inspect, select, text
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, SQLAlchemyError
 from sqlalchemy.pool import QueuePool
@@ -27,7 +31,10 @@ from pipeline.runtime.place import OperatorError
 
 SCHEMA: Final = "0002"
 BUSY_S: Final = 5.0
+IDLE_S: Final = 30.0
 POOL: Final = 4
+WRITERS: Final = 0x7472_7778  # the key of the lock that writers on a server take
+CHANNEL: Final = "treewire"
 
 
 class CatalogUnavailable(TreewireError, OperatorError):
@@ -40,11 +47,12 @@ class Database:
     def __init__(self, url: str) -> None:
         self.url = url
         self.path = sqlite_path(url)
-        self.engine = sqlite_engine(self.path) if self.path else _engine(url)
+        self.engine = sqlite_engine(self.path) if self.path else server_engine(url, self._connected)
         self._lock = threading.Lock()
         self._file: tuple[int, int] | None = None
         self._log: tuple[int, int] | None = None
         self._identity = ""
+        self._fresh = False
 
     @property
     def where(self) -> str:
@@ -69,17 +77,23 @@ class Database:
                 if self.path is None:
                     connection = connection.execution_options(isolation_level="REPEATABLE READ")
                 with connection.begin():
+                    self._same(connection)
                     yield connection
 
     @contextmanager
     def write(self) -> Iterator[Connection]:
-        """A transaction that writes; on SQLite it holds the write lock from its start, so that what it read stands."""
+        """A transaction that writes; it holds the writers' lock from its start, so that what it read stands."""
         with self.failures():
             self._current()
             with self.engine.connect() as connection:
                 connection = connection.execution_options(treewire_write=True)
                 with connection.begin():
+                    self._same(connection)
+                    if self.path is None:
+                        connection.execute(_TAKE_TURN)
                     yield connection
+                    if self.path is None:
+                        connection.execute(_NOTIFY)
 
     def close(self) -> None:
         with self._lock:
@@ -112,6 +126,22 @@ class Database:
                 self._log = _file(_beside(self.path, "-wal"))
             return self._identity
 
+    def _connected(self) -> None:
+        self._fresh = True
+
+    def _same(self, connection: Connection) -> None:
+        """On a connection that was made since: it must be the database that the caller knows."""
+        if not self._fresh:
+            return
+        known, self._fresh = self._identity, False
+        try:
+            self._identity = self._admitted(connection)
+        except BaseException:
+            self._fresh = True
+            raise
+        if known and self._identity != known:
+            raise CatalogUnavailable(f"The database {self.where} was replaced by another one: try again.")
+
     def _settle(self) -> None:
         file = self.file()
         if self.path is None or file is None or file == self._file:
@@ -142,6 +172,9 @@ class Database:
         return f"{where} failed: {cause.splitlines()[0] if cause else type(error).__name__}"
 
 
+_TAKE_TURN: Final = select(func.pg_advisory_xact_lock(WRITERS))
+_NOTIFY: Final = select(func.pg_notify(CHANNEL, ""))
+
 _SENTENCES: Final = (
     ("database is locked", "is locked by another process for too long: see who holds it, then try again."),
     ("not a database", "is not a database: restore it from a backup."),
@@ -151,6 +184,20 @@ _SENTENCES: Final = (
     ("readonly", "is read-only: check the owner and mode of the file and its folder."),
     ("disk is full", "cannot grow, the disk is full: free some space."),
     ("disk I/O", "cannot be read from its disk: check the disk, restore the file from a backup."),
+    ("lock timeout", "is locked by another process for too long: see who holds it, then try again."),
+    ("password authentication failed", "refuses the user or the password: correct database.url."),
+    ("role", "refuses the user: correct database.url, or create the role and grant it the database."),
+    ("Connection refused", "does not answer: start the server, or correct database.url."),
+    ("No such file or directory", "does not answer: start the server, or correct database.url."),
+    ("timeout expired", "does not answer in time: check the server and the network."),
+    ("could not translate host name", "is on a host that is not known: correct database.url."),
+    ("starting up", "is starting: try again in a moment."),
+    ("shutting down", "is shutting down: start it again."),
+    ("terminating connection", "went away: it is tried again on a new connection."),
+    ("server closed the connection", "went away: it is tried again on a new connection."),
+    ("read-only transaction", "is read-only: let database.url name the primary, not a replica."),
+    ("No space left", "cannot grow, the disk is full: free some space."),
+    ("permission denied", "refuses the user: grant it the right to create and write tables."),
 )
 
 
@@ -193,7 +240,7 @@ def sqlite_path(url: str) -> Path | None:
         make_url(url)
     except ArgumentError:
         raise CatalogUnavailable(
-            "The setting database.url is not a URL: write sqlite:////absolute/path or postgresql+psycopg://…"
+            "The setting database.url is not a URL: write sqlite:////absolute/path or postgresql://user@host/name"
         ) from None
     return None
 
@@ -224,9 +271,31 @@ def sqlite_engine(path: Path) -> Engine:
     return engine
 
 
-def _engine(url: str) -> Engine:
-    options: dict[str, Any] = {"pool_size": POOL, "pool_pre_ping": True}
+def server_engine(url: str, connected: Callable[[], None]) -> Engine:
+    """Connections to a server; `connected` is called after each that is made. One that died is replaced when needed."""
+    parsed = make_url(url)
+    if parsed.drivername == "postgresql":
+        parsed = parsed.set(drivername="postgresql+psycopg")
+    if parsed.drivername != "postgresql+psycopg":
+        raise CatalogUnavailable(
+            f"The setting database.url names {parsed.drivername}, which is not supported: write "
+            "sqlite:////absolute/path or postgresql://user@host/name"
+        )
+    args = {"connect_timeout": int(BUSY_S), "application_name": "treewire"}
     try:
-        return create_engine(url, **options)
+        engine = create_engine(parsed, pool_size=POOL, pool_pre_ping=True, connect_args=args)
     except (ImportError, NoSuchModuleError) as error:
-        raise CatalogUnavailable(f"The driver for database.url is not installed ({error}): install it.") from error
+        raise CatalogUnavailable(
+            f"The driver for PostgreSQL is not installed ({error}): pip install 'treewire[postgresql]'."
+        ) from error
+
+    @event.listens_for(engine, "connect")
+    def connect(connection: Any, _: Any) -> None:
+        with connection.cursor() as cursor:
+            cursor.execute(f"SET lock_timeout = {int(BUSY_S * 1000)}")
+            # A client that hangs in a transaction must not keep the writers' lock for ever.
+            cursor.execute(f"SET idle_in_transaction_session_timeout = {int(IDLE_S * 1000)}")
+        connection.commit()
+        connected()
+
+    return engine

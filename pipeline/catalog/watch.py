@@ -1,25 +1,35 @@
-"""Notices that somebody else wrote to the catalog, for the price of a pragma and a stat."""
+"""Notices that somebody else wrote to the catalog, for the price of a pragma and a stat.
+
+On a server each writer notifies. That is a hint, and its absence proves nothing: the rows are asked now and then in any
+case, and every time while nobody listens.
+"""
 
 from __future__ import annotations
 
 import os
+import select as selecting
 import sqlite3
 import time
-from typing import Final, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 from urllib.parse import quote
 
 from sqlalchemy import func, select
 
 from pipeline.catalog import tables
 from pipeline.catalog.catalog import Catalog
-from pipeline.catalog.database import CatalogUnavailable
+from pipeline.catalog.database import BUSY_S, CHANNEL, CatalogUnavailable
 from pipeline.catalog.record import TABLES
+
+if TYPE_CHECKING:
+    import psycopg
 
 Change: TypeAlias = Literal["same", "changed", "replaced", "missing", "locked", "broken"]
 Trace: TypeAlias = tuple[int, int, int] | None
 
 # Two writes within one tick of the kernel's clock leave the same time: a file as young as this may yet change unseen.
 YOUNG_NS: Final = 100_000_000
+# On a server that notifies: how long its silence is taken for peace.
+TRUST_S: Final = 5.0
 
 
 class ChangeWatch:
@@ -30,14 +40,21 @@ class ChangeWatch:
         self._held: sqlite3.Connection | None = None
         self._file: tuple[int, int] | None = None
         self._seen: object = None
+        self._identity = ""
         self._traces: tuple[Trace, Trace] | None = None
+        self._listening: psycopg.Connection[Any] | None = None
+        self._asked_s = float("-inf")
         self.last: Change = "same"
 
     def quiet(self) -> bool:
         """True if no file of the database was touched since the last check, which then need not be repeated.
 
-        Two stats, so cheap that it needs no thread. False says nothing: only `check` knows.
+        On a server: if nobody notified since, and that is not long ago.
+
+        Two stats or a poll, so cheap that it needs no thread. False says nothing: only `check` knows.
         """
+        if self._listening is not None:
+            return time.monotonic() - self._asked_s < TRUST_S and not _readable(self._listening)
         return self._traces is not None and self._traces == self._touched()
 
     def changed(self) -> bool:
@@ -58,6 +75,9 @@ class ChangeWatch:
         if self._held is not None:
             self._held.close()
             self._held = None
+        if self._listening is not None:
+            self._listening.close()
+            self._listening = None
 
     def _touched(self) -> tuple[Trace, Trace] | None:
         """What the files of the database look like from outside; ``None`` for one that is not made of files."""
@@ -97,10 +117,34 @@ class ChangeWatch:
         return held
 
     def _check_server(self) -> Change:
+        """The hints are taken in before the rows are read: what is written after that is a new hint."""
+        self._listen()
+        before = self._identity
         try:
-            return self._compare(self.fingerprint())
+            self._asked_s = time.monotonic()
+            fingerprint = self.fingerprint()
+            self._identity = self._database.identity()
         except CatalogUnavailable:
+            self.close()
             return "broken"
+        change = self._compare(fingerprint)
+        return "replaced" if before and before != self._identity else change
+
+    def _listen(self) -> None:
+        """Take in the notifications there are, on a connection made if need be. Without one, rows are asked more."""
+        import psycopg  # only a server has a use for it
+
+        try:
+            if self._listening is None:
+                url = self._database.engine.url.set(drivername="postgresql").render_as_string(hide_password=False)
+                self._listening = psycopg.connect(
+                    url, autocommit=True, connect_timeout=int(BUSY_S), application_name="treewire watch"
+                )
+                self._listening.execute(f"LISTEN {CHANNEL}".encode())
+            for _ in self._listening.notifies(timeout=0):
+                pass
+        except psycopg.Error:
+            self.close()
 
     def fingerprint(self) -> object:
         """For databases without a change counter: revisions only grow and are never given twice, so that their sums
@@ -119,6 +163,11 @@ class ChangeWatch:
         same = now == self._seen
         self._seen = now
         return "same" if same else "changed"
+
+
+def _readable(connection: psycopg.Connection[Any]) -> bool:
+    """Whether something came in, be it a notification or the end."""
+    return connection.closed or bool(selecting.select([connection.fileno()], [], [], 0)[0])
 
 
 def _trace(path: str) -> Trace:

@@ -17,9 +17,11 @@ def tree(name):
     return Worktree(path, "main", path, path, 1, "main")
 
 
-@pytest.fixture
-def catalog(tmp_path):
-    catalog = catalogs.open_url(f"sqlite:///{tmp_path}/treewire.db")
+@pytest.fixture(params=["sqlite", "postgresql"])
+def catalog(request, tmp_path):
+    server = request.param == "postgresql"
+    url = request.getfixturevalue("postgresql").database() if server else f"sqlite:///{tmp_path}/treewire.db"
+    catalog = catalogs.open_url(url)
     catalog.add_project("/srv/web", 1)
     catalog.add_project("/srv/empty", 1)
     catalog.upsert_worktrees("web", [tree("web"), tree("fix")], Stamp(1, 2, "c"), 1)
@@ -112,6 +114,7 @@ def test_a_census_beside_a_writer_sees_one_state_of_the_database(catalog):
         writer.join()
 
 
+@pytest.mark.parametrize("catalog", ["sqlite"], indirect=True)
 def test_a_census_without_a_database_is_an_error_and_no_empty_census(catalog):
     catalog.database.path.unlink()
     with pytest.raises(CatalogUnavailable, match="missing"):
