@@ -89,10 +89,9 @@ def configured(home: Path) -> tuple[dict[str, Configured], dict[str, str]]:
     return found, wrong
 
 
-def changed(home: Path) -> object:
-    """Something that differs once a file was added, removed or rewritten."""
-    folder = home / FOLDER
-    return tuple((file.name, trace(file)) for file in sorted(folder.glob(f"*{SUFFIX}")))
+def files(home: Path) -> dict[str, Trace]:
+    """The files of all that is configured, by name: another one stands for each that was rewritten."""
+    return {file.name.removesuffix(SUFFIX): trace(file) for file in (home / FOLDER).glob(f"*{SUFFIX}")}
 
 
 def understood(name: str, source: str) -> Configured:

@@ -9,24 +9,26 @@ import os
 from collections.abc import Collection
 from typing import Final, NamedTuple
 
-from pipeline.bridges.event import MAX_AGE_MS, event_stamp
-from pipeline.bridges.foreign import Fact, Home, Known, Say, plan
+from pipeline.bridges.event import MAX_AGE_MS
+from pipeline.bridges.foreign import Fact, Known, Say, plan
 from pipeline.catalog import Catalog, Observed
-from pipeline.domain.model import Look, Stamp
+from pipeline.domain.model import Look, Session, Stamp
 from pipeline.runtime.clock import CLOCK, now_ns, wall_ms
 from pipeline.sources import databases
 from pipeline.sources.databases import Configured
+from pipeline.sources.ladder import Rung, Sighting
 
 ROUND: Final = 2  # so many readings in a row have to miss a workspace before it is archived
 
 
 class Seen(NamedTuple):
-    """What one reading came to. `agents`: sessions that other sources may see too, by id; `lost`: the ones now gone."""
+    """What one reading came to. `sightings`: what changed of sessions that other sources may see too; `lost`: those of
+    them that are gone.
+    """
 
     looks: list[Look]
-    agents: dict[str, tuple[Home, Fact]]
+    sightings: list[Sighting]
     lost: Collection[str]
-    stamp: Stamp
     workspaces: int
     skipped: int
     notes: list[str]
@@ -39,7 +41,7 @@ class Following:
         self.database = database
         self._told: dict[tuple[str, int], dict[str, Fact]] = {}
         self._missed: dict[str, int] = {}
-        self._agents: frozenset[str] = frozenset()
+        self._agents: dict[str, tuple[str, Fact]] = {}
         self._traces: object = None
 
     def quiet(self) -> bool:
@@ -49,6 +51,10 @@ class Following:
     def unsettled(self) -> bool:
         """Whether another reading is needed before something may be concluded from the last one."""
         return bool(self._missed)
+
+    def sessions(self) -> Collection[str]:
+        """The sessions that were sighted here and are not lost."""
+        return self._agents.keys()
 
     def look(self, catalog: Catalog) -> Seen:
         """Read the database, and write what differs. Raises `Unreadable` and `CatalogUnavailable`."""
@@ -66,11 +72,18 @@ class Following:
         looks = self._write(catalog, planned.says, stamp, at_ms)
         if not tables.cut:
             looks += self._archive(catalog, planned.gone, stamp, at_ms)
-        agents = frozenset(planned.agents)
-        lost, self._agents = self._agents - agents, agents
+        agents = {
+            session: (os.path.realpath(home.path), fact)
+            for session, (home, fact) in planned.agents.items()
+            if home.path is not None
+        }
+        sightings = [
+            _sighting(name, *one, stamp, at_ms) for name, one in agents.items() if self._agents.get(name) != one
+        ]
+        lost, self._agents = self._agents.keys() - agents.keys(), agents
         self._traces = traces if databases.settled(traces) else None
         notes = [*planned.problems, *(f"{table} has more rows than are read" for table in tables.cut)]
-        return Seen(looks, planned.agents, lost, stamp, len(picture.homes), planned.skipped, notes)
+        return Seen(looks, sightings, lost, len(picture.homes), planned.skipped, notes)
 
     def _write(self, catalog: Catalog, says: list[Say], stamp: Stamp, at_ms: int) -> list[Look]:
         observed = [self._observed(say, stamp, at_ms) for say in says]
@@ -84,8 +97,7 @@ class Following:
     def _observed(self, say: Say, stamp: Stamp, at_ms: int) -> Observed:
         """A fact that the tool dates is true as of that date; any other as of the reading."""
         if say.fact.seen_ms is not None:
-            age_ms = min(max(0, at_ms - say.fact.seen_ms), MAX_AGE_MS)
-            stamp = event_stamp(age_ms, stamp.began, stamp.clock)
+            stamp = _dated(say.fact.seen_ms, stamp, at_ms)
         event, name = say.event, self.database.name
         shown_ms = at_ms if say.fact.at_ms is None else min(say.fact.at_ms, at_ms)
         return Observed(event.project, event.workspace, event.group, event.fields, stamp, shown_ms, producer=name)
@@ -103,3 +115,20 @@ class Following:
 
     def _touched(self) -> databases.Traces:
         return databases.touched(self.database)
+
+
+def _sighting(session: str, cwd: str, fact: Fact, stamp: Stamp, at_ms: int) -> Sighting:
+    """As of the row's own last change: an agent that died since is not brought back by reading of it."""
+    if fact.at_ms is not None:
+        stamp = _dated(fact.at_ms, stamp, at_ms)
+    return Sighting(session, cwd, Rung.EXISTS, Session(**fact.fields), stamp, fact.at_ms)
+
+
+def _dated(when_ms: int, stamp: Stamp, at_ms: int) -> Stamp:
+    """The instant, by our clock, of what the wall clock dates; `stamp`: a reading that began at `at_ms`.
+
+    What is from before the last boot is as of the first moment after it: earlier than that, nothing was fenced off.
+    """
+    age_ms = min(max(0, at_ms - when_ms), MAX_AGE_MS)
+    at = max(1, stamp.began - age_ms * 1_000_000)
+    return Stamp(at, at, stamp.clock)

@@ -27,6 +27,9 @@ def sources(settings: Settings) -> Iterator[Source]:
         from pipeline.sources.tmux import Tmux
 
         yield Tmux()
+    from pipeline.sources.foreign import Foreign  # its databases may be added at any time
+
+    yield Foreign()
 
 
 async def main(process: Process) -> None:

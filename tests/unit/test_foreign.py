@@ -25,6 +25,7 @@ from pipeline.runtime.clock import CLOCK, now_ns
 from pipeline.sources import databases
 from pipeline.sources.databases import Unreadable
 from pipeline.sources.following import Following
+from pipeline.sources.ladder import Ladder
 from tests.foreign import ISO, MIGRATION, MS, FactoryFactory
 
 EXAMPLE = Path(__file__).parents[2] / "config/examples/mapping.toml"
@@ -522,11 +523,28 @@ def test_sessions_that_nobody_else_can_see_go_to_the_catalog_and_end_with_their_
     following = follow(tool)
     seen = following.look(catalog)
     assert [look.group for look in seen.looks if look.group.startswith("session:")] == ["session:factory-factory:s1"]
-    assert list(seen.agents) == [f"claude-{CLAUDE}"]
+    (sighting,) = seen.sightings
+    assert (sighting.session, sighting.cwd, sighting.fields.state) == (f"claude-{CLAUDE}", "/srv/wt/one", "idle")
+    assert following.look(catalog).sightings == [], "only what changed"
     tool.run("DELETE FROM AgentSession")
     seen = following.look(catalog)
     assert [(look.group, look.value.state) for look in seen.looks] == [("session:factory-factory:s1", "exited")]
     assert set(seen.lost) == {f"claude-{CLAUDE}"}
+
+
+def test_an_agent_that_died_is_not_brought_back_by_a_row_from_before_its_death(tool, catalog):
+    """Only the row's own last change says when the tool knew."""
+    tool.workspace("w1", "/srv/wt/one")
+    tool.session("s1", "w1", status="RUNNING", providerSessionId=CLAUDE, updatedAt=int(time.time() * 1000) - 5000)
+    ladder, following = Ladder(), follow(tool)
+    for sighting in following.look(catalog).sightings:
+        ladder.saw("foreign", sighting)
+    now = now_ns()
+    assert ladder.ended("process", f"claude-{CLAUDE}", Stamp(now, now, CLOCK), 1, crashed=False)
+    tool.set("AgentSession", "s1", name="Renamed")
+    for sighting in following.look(catalog).sightings:
+        ladder.saw("foreign", sighting)
+    assert ladder.best(f"claude-{CLAUDE}").fields.state == "exited"
 
 
 def test_hostile_values_neither_break_the_reading_nor_get_through(tool, catalog):
