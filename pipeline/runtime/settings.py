@@ -90,6 +90,8 @@ class Reconciler(Section, frozen=True):
 
 class Sources(Section, frozen=True):
     discover_s: Seconds = 60
+    claude: bool = True
+    codex: bool = True
     processes: bool = True
     tmux: bool = True
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import ClassVar, Final, Literal, NamedTuple
 
 from msgspec import Struct
@@ -43,6 +43,15 @@ class Where(NamedTuple):
     workspace: str
     incarnation: int
     path: str
+
+
+class Agent(NamedTuple):
+    """A process that is an agent, where it works, and when it was started."""
+
+    pid: int
+    started: int
+    provider: str
+    cwd: str
 
 
 class Health(Struct):
@@ -88,6 +97,8 @@ class Desk:
         self.catalog = catalog
         self.interested = watched
         self.ladder = Ladder()
+        self.agents: Mapping[int, Agent] | None = None  # by pid; ``None`` while nobody looks at processes
+        self.swept = asyncio.Event()  # set once somebody has looked at them
         self.moved = asyncio.Event()  # set anew whenever the set of worktrees has changed
         self._process = process
         self._send = send

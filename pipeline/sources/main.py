@@ -19,6 +19,14 @@ ALIVE_S: Final = 3.0
 
 def sources(settings: Settings) -> Iterator[Source]:
     """Those that the settings leave on. What one imports costs only whoever has it on."""
+    if settings.sources.claude:
+        from pipeline.sources.claude import Claude
+
+        yield Claude()
+    if settings.sources.codex:
+        from pipeline.sources.codex import Codex
+
+        yield Codex()
     if settings.sources.processes:
         from pipeline.sources.processes import Processes
 

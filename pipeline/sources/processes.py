@@ -10,14 +10,14 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Sequence
-from typing import ClassVar, Final, NamedTuple
+from typing import ClassVar, Final
 
 import psutil
 
 from pipeline.domain.model import Session, Stamp
 from pipeline.runtime.clock import CLOCK, now_ns, wall_ms
 from pipeline.sources.deaths import started
-from pipeline.sources.desk import Desk, Source
+from pipeline.sources.desk import Agent, Desk, Source
 from pipeline.sources.ladder import Rung, Sighting
 
 SWEEP_S: Final = 2.0
@@ -25,15 +25,6 @@ PREFIX: Final = "process-"
 AGENTS: Final = frozenset({"claude", "codex", "gemini", "opencode", "aider", "goose", "amp", "cursor-agent", "crush"})
 RUNTIMES: Final = frozenset({"node", "bun", "deno", "python", "python3", "uv", "npx"})
 OWN_SESSIONS: Final = frozenset({"claude", "codex"})  # they are seen by what they write, and better
-
-
-class Agent(NamedTuple):
-    """A process that is an agent, where it works, and when it was started."""
-
-    pid: int
-    started: int
-    provider: str
-    cwd: str
 
 
 def provider(name: str, command: Sequence[str]) -> str | None:
@@ -103,6 +94,8 @@ class Processes(Source):
         while True:
             began = now_ns()
             await asyncio.to_thread(self.table.sweep)
+            desk.agents = dict(self.table.agents)
+            desk.swept.set()
             self._tell(desk, Stamp(began, now_ns(), CLOCK))
             self.fares("running")
             await asyncio.sleep(SWEEP_S)
