@@ -35,6 +35,7 @@ IDLE_S: Final = 30.0
 POOL: Final = 4
 WRITERS: Final = 0x7472_7778  # the key of the lock that writers on a server take
 CHANNEL: Final = "treewire"
+SECRET: Final = ("password", "sslpassword", "passfile")  # of a URL's query
 
 
 class CatalogUnavailable(TreewireError, OperatorError):
@@ -57,7 +58,9 @@ class Database:
     @property
     def where(self) -> str:
         """The database as a person may see it: the file, or the URL without its password."""
-        return str(self.path) if self.path else make_url(self.url).render_as_string(hide_password=True)
+        if self.path:
+            return str(self.path)
+        return make_url(self.url).difference_update_query(SECRET).render_as_string(hide_password=True)
 
     def file(self) -> tuple[int, int] | None:
         """Device and inode of the database file; ``None`` if it is missing, or there is no such thing."""

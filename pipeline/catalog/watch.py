@@ -45,6 +45,7 @@ class ChangeWatch:
         self._listening: psycopg.Connection[Any] | None = None
         self._asked_s = float("-inf")
         self.last: Change = "same"
+        self.why = ""  # of a server that cannot be read, in a sentence
 
     def quiet(self) -> bool:
         """True if no file of the database was touched since the last check, which then need not be repeated.
@@ -124,9 +125,11 @@ class ChangeWatch:
             self._asked_s = time.monotonic()
             fingerprint = self.fingerprint()
             self._identity = self._database.identity()
-        except CatalogUnavailable:
+        except CatalogUnavailable as error:
             self.close()
+            self.why = str(error)
             return "broken"
+        self.why = ""
         change = self._compare(fingerprint)
         return "replaced" if before and before != self._identity else change
 

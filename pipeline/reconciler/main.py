@@ -78,7 +78,7 @@ class Reconciler:
             self._process.log.warning("the database was replaced by another file")
         ill, was_ill = change in UNREADABLE, self._database in UNREADABLE
         if ill and not was_ill:
-            self._degrade(f"the database is {change}")
+            self._degrade(self._watch.why or f"the database is {change}")
         elif was_ill and not ill:
             self._process.log.info("the database can be read again")
             self._recover()

@@ -62,7 +62,13 @@ class Configured(NamedTuple):
     @property
     def where(self) -> str:
         """The database as a person may see it: the file, or the URL without its password."""
-        return str(self.path) if self.path else re.sub(r"://([^:/@]*):[^@]*@", r"://\1:***@", self.url)
+        if self.path:
+            return str(self.path)
+        return re.sub(r"://([^:/@]*):[^@]*@|((?:ssl)?password=)[^&]*", _starred, self.url)
+
+
+def _starred(found: re.Match[str]) -> str:
+    return f"{found[2]}***" if found[2] else f"://{found[1]}:***@"
 
 
 class Tables(NamedTuple):

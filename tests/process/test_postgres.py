@@ -188,6 +188,7 @@ def test_a_server_that_crashes_is_said_to_be_away_and_used_again_once_it_is_back
         with pytest.raises(CatalogUnavailable, match=r"does not answer|went away"):
             catalog.record([event("w1", name="lost")])
         assert watching.check() == "broken"
+        assert "start the server" in watching.why
     finally:
         server.start()
     [look] = catalog.record([event("w1", name="after")])
@@ -233,6 +234,7 @@ def test_another_database_under_the_same_name_is_noticed_before_anything_is_writ
     ("url", "sentence"),
     [
         ("postgresql://u:hush@/x?host=/nonexistent", "does not answer: start the server"),
+        ("postgresql:///x?host=/nonexistent&password=hush", "does not answer: start the server"),
         ("mysql://u:hush@h/x", "names mysql, which is not supported"),
         ("postgresql+asyncpg://u:hush@h/x", "is not supported: write"),
         ("postgresql", "is not a URL"),

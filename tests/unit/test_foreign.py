@@ -694,6 +694,13 @@ def test_factory_factorys_database_is_found_where_it_keeps_it(treewire, tool, tm
     assert oct((tmp_path / "home/sources/factory-factory.toml").stat().st_mode & 0o777) == "0o600"
 
 
-def test_a_password_is_not_shown():
-    source = EXAMPLE.read_text().replace("sqlite:////srv/tracker/tracker.db", "postgresql://reader:hush@db/tracker")
-    assert databases.understood("t", source).where == "postgresql://reader:***@db/tracker"
+@pytest.mark.parametrize(
+    ("url", "where"),
+    [
+        ("postgresql://reader:hush@db/tracker", "postgresql://reader:***@db/tracker"),
+        ("postgresql://db/tracker?password=hush&port=1", "postgresql://db/tracker?password=***&port=1"),
+    ],
+)
+def test_a_password_is_not_shown(url, where):
+    source = EXAMPLE.read_text().replace("sqlite:////srv/tracker/tracker.db", url)
+    assert databases.understood("t", source).where == where
