@@ -25,6 +25,8 @@ _COMMANDS = {
     "replay": ("pipeline.cli.tap:replay", "Rebuild the state from a recording, and compare."),
     "explain": ("pipeline.cli.explain:explain", "Say why a workspace is shown as it is."),
     "demo": ("pipeline.cli.demo:demo", "Show treewire at work, with agents that are played by a script."),
+    "hooks": ("pipeline.cli.hooks:hooks", "Make agents report what they do."),
+    "report": ("pipeline.cli.report:report", "Report the state of an agent session."),
     "run": ("pipeline.cli.run:run", "Run one process in the foreground, as supervisord does."),
 }
 _MISUSE = 2
