@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 
-NAMES = ("core", "bus", "latency", "restart", "idle", "fanout", "board")
+NAMES = ("core", "bus", "latency", "restart", "idle", "fanout", "board", "sources")
 
 
 def main(names: list[str]) -> int:
