@@ -39,7 +39,7 @@ MAX_KNOWN: Final = 4096
 FORGOTTEN_NS: Final = 3600 * 10**9
 THREADS: Final = 2  # of their own: a folder on a dead mount shall hold up hooks and nothing else
 
-OUTCOMES: Final = ("taken", "ignored", "elsewhere", "lost")
+OUTCOMES: Final = ("taken", "ignored", "elsewhere", "joined", "lost")
 
 
 class Hook(NamedTuple):
@@ -132,7 +132,7 @@ class Hooks(Collector):
         if group in self._busy:
             return not self._hold(hook)
         if (other := self._held.pop(group, None)) is not None:
-            hook = joined(other, hook)
+            hook = self._joined(other, hook)
         self._busy.add(group)
         try:
             outcome = await self._record(hook)
@@ -199,8 +199,12 @@ class Hooks(Collector):
         if other is None and len(self._held) >= MAX_KNOWN:
             self.counts[hook.agent, "lost"] += 1
             return False
-        self._held[group] = hook if other is None else joined(other, hook)
+        self._held[group] = hook if other is None else self._joined(other, hook)
         return True
+
+    def _joined(self, other: Hook, hook: Hook) -> Hook:
+        self.counts[hook.agent, "joined"] += 1
+        return joined(other, hook)
 
     async def _again(self) -> None:
         while True:

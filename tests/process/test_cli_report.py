@@ -163,7 +163,8 @@ def test_what_is_installed_reports_for_every_agent_as_the_agent_would_run_it(wor
             headers = {key: value.replace(f"${TOKEN}", world.token) for key, value in hook["headers"].items()}
             said = {"session_id": "s1", "cwd": str(folder), "hook_event_name": "Stop", "last_assistant_message": "x"}
             async with world.http.post(hook["url"], json=said, headers=headers) as answer:
-                assert (answer.status, await answer.read()) == (204, b"")
+                assert answer.status in (202, 204)
+                assert await answer.read() == b""
             await client.until(lambda c: _session(c, "claude-s1").get("state") == "idle")
         for name in files:
             done = await asyncio.to_thread(treewire, home, "hooks", "uninstall", name, env=env)
