@@ -187,7 +187,8 @@ class Copy:
         if self.workspaces is None or not self._cursor or mark.version > self.version:
             return self._ask("gap", now)
         if mark.version < self.version:
-            return Answer()
+            # Behind all that was sent before it, so what is held is of another epoch: a snapshot was lost.
+            return self._ask("hash", now)
         if mark.hash != self.hash():
             self.verified = -1
             return self._ask("hash", now)

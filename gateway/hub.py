@@ -213,9 +213,7 @@ class Hub:
     def _changed(self, projects: set[str]) -> None:
         urgent = False
         for project in projects:
-            replica = self.follower.replicas.get(project)
-            if replica is None:
-                continue
+            replica = self.follower.replicas[project]
             shelf = self.shelves.get(project)
             if shelf is None:
                 shelf = self.shelves[project] = Shelf(project)

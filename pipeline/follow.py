@@ -86,7 +86,7 @@ class Follower:
                 self._end(message.project)
             else:
                 self._relook(message)
-        if changed:
+        if changed := changed & self.replicas.keys():  # one may have ended with the same batch
             self._changed(changed)
 
     def _take_delta(self, delta: wire.Delta, changed: set[str]) -> None:
@@ -100,6 +100,8 @@ class Follower:
             self._fetch(delta.project, delta.epoch, replica)
 
     def _take_heartbeat(self, heartbeat: wire.Heartbeat, changed: set[str]) -> None:
+        if self.head is not None and heartbeat.boot_ns < self.head.boot_ns:
+            return  # of an aggregator that is no more, or overtaken
         self.heard_ns = now_ns()
         self.head = heartbeat
         if heartbeat.epoch != self.epoch:
@@ -143,6 +145,8 @@ class Follower:
         changed: set[str] = set()
         for answer in answers:
             if isinstance(answer, wire.Image):
+                if self.epoch not in ("", answer.epoch):
+                    continue  # late, or early: the next heartbeat asks for what is right then
                 self._asked.pop(answer.project, None)
                 replica = self.replicas.setdefault(answer.project, Replica())
                 ledger = Ledger.load(answer.version, answer.floor, answer.entries, answer.gone)

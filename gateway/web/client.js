@@ -846,10 +846,11 @@ export class Treewire {
     one.asked = null;
     if (!one.held || !one.cursor || mark.version > one.held.version) {
       this.resync(one, "gap");
-    } else if (mark.version === one.held.version && mark.hash !== hash) {
+    } else if (mark.version < one.held.version || mark.hash !== hash) {
+      // A mark below what is held is of another epoch: a snapshot was lost.
       one.verified = null;
       this.resync(one, "hash");
-    } else if (mark.version === one.held.version) {
+    } else {
       one.verified = mark.version;
       const complete = mark.complete !== false;
       if (one.held.complete !== complete) one.held = Object.freeze({ ...one.held, complete });

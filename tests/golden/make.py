@@ -360,11 +360,13 @@ def missed() -> list[Sequence]:
     s.take({**second, "from": first["from"], "patch": merge(first["patch"], second["patch"])})
     s.caught_up()
 
-    s = late = following("a mark of a version that is past is no reason to ask")
+    s = late = following("a mark below what is held is of another epoch: only the whole state helps")
     beat = s.beat()
     s.write("w1", git={"files": 10})
     s.take(s.one())
-    s.ack(beat)
+    s.resync(beat, "hash")
+    _snapshot(s, "hash")
+    s.ack(s.beat())
 
     s = stranger = following("a delta of an epoch that is not the client's is a gap")
     s.resync({"type": "delta", "id": 1, "epoch": "e9", "from": 2, "to": 3, "patch": {"w1": None}}, "gap")

@@ -107,7 +107,7 @@ class Client:
 
     def _check(self, version: int, hash_: str) -> str:
         if version != self.version:
-            return ""
+            return "hash"
         self.hash = patch.state_hash(self.state)
         if self.hash != hash_:
             self.mismatches.append(f"version {version}: mine {self.hash}, theirs {hash_}")

@@ -62,10 +62,9 @@ class Reader:
             return said
         if mark.version > self.version:
             return said + self._resync("gap")
-        if mark.version == self.version:
-            if mark.hash != state_hash(self.workspaces):
-                return said + self._resync("hash")
-            self.complete = mark.complete
+        if mark.version < self.version or mark.hash != state_hash(self.workspaces):
+            return said + self._resync("hash")
+        self.complete = mark.complete
         return said
 
     def _resync(self, reason: str) -> Said:
