@@ -3,6 +3,7 @@
     ingress   PUSH→PULL       Look | Census | Interest | Alive
     feed      XPUB→SUB        Delta | Gone | Heartbeat | Relook      (topic frame, then the message)
     query     DEALER→ROUTER   Since | Explain → Image | Delta | Explained | Missing
+    hints     PUSH→PULL       Hint
     jobs      DEALER→ROUTER   Ready | Done → Job
     tap       XPUB→SUB        Ruled | Counted | Delta | Gone | Heartbeat | JobEvent
 
@@ -69,7 +70,8 @@ class Head(Struct, frozen=True, array_like=True):
 class Heartbeat(Struct, frozen=True, tag="heartbeat"):
     """Each second, in the same ordered stream as the deltas: every project's head.
 
-    ``census_ns``: boot clock at which the last complete census ended, 0 before the first.
+    ``census_ns``: boot clock at which the last complete census ended that was taken whole, 0 before the first. One
+    that is held as a mass delete is not among them until it is confirmed.
     """
 
     epoch: str
@@ -162,6 +164,17 @@ class Explained(Struct, frozen=True, tag="explained"):
 
 Query: TypeAlias = Since | Explain
 Answer: TypeAlias = Image | Changes | Missing | Explained
+
+# ── hints ────────────────────────────────────────────────────────────────────────────────────────
+
+
+class Hint(Struct, frozen=True, tag="hint"):
+    """GitHub says that something happened on this branch, or to this commit: look again. It may be lost."""
+
+    repo: str
+    branch: str = ""
+    sha: str = ""
+
 
 # ── jobs ─────────────────────────────────────────────────────────────────────────────────────────
 
@@ -264,6 +277,7 @@ decode_ingress = msgspec.msgpack.Decoder(Ingress).decode
 decode_feed = msgspec.msgpack.Decoder(Feed).decode
 decode_query = msgspec.msgpack.Decoder(Query).decode
 decode_answer = msgspec.msgpack.Decoder(Answer).decode
+decode_hint = msgspec.msgpack.Decoder(Hint).decode
 decode_worker = msgspec.msgpack.Decoder(WorkerSays).decode
 decode_job = msgspec.msgpack.Decoder(Job).decode
 decode_tap = msgspec.msgpack.Decoder(Tap).decode

@@ -45,7 +45,6 @@ class Writer:
         self.censuses = 0
         self.held = 0
         self._holds = False
-        self.census_ns = 0
         self._feed, self._tap = feed, tap
         self._now_ns, self._wall_ms = now_ns, wall_ms
         self._published: dict[str, int] = {}
@@ -96,8 +95,6 @@ class Writer:
             self.drift[group] = self.drift.get(group, 0) + count
         self.censuses += 1
         self.held += tally.held
-        if self.store.complete:
-            self.census_ns = census.stamp.ended
         if tally.held and not self._holds:
             self._feed.publish(wire.RELOOK_TOPIC, CENSUS_AGAIN)
         self._holds = tally.held
@@ -155,7 +152,7 @@ class Writer:
             self._beats,
             self._now_ns(),
             heads,
-            self.census_ns,
+            self.store.settled,
             len(self.store.entries),
             self.store.live,
         )

@@ -149,6 +149,7 @@ class Store:
         self.complete = False
         self.heard = True
         self.live = 0
+        self.settled = 0  # when the last census ended that was taken whole, absences and all
         self.evictions = 0
         self._evicted_from: set[str] = set()
         self._held: str | None = None
@@ -464,6 +465,8 @@ class Store:
         self.live = len(seen)
         # One that was begun before we started could not create anything: it confirms nothing either.
         self.complete = self.complete or census.stamp.began > self.fence
+        if self.complete and not held:
+            self.settled = census.stamp.ended
         self._evicted_from = {name for name in self._evicted_from if self._lacks(name, census)}
         return Tally(rulings, drift, buried, held)
 

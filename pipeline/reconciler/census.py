@@ -2,17 +2,20 @@
 
 A census is due at the start, when the aggregator has a new epoch, when the database changed, when somebody asks for a
 relook, and on the cadence. Two never overlap. After one has ended the next keeps its distance, except at the start and
-for a new epoch: there nothing is known yet, and waiting shows. One that failed is owed, at that distance.
+for a new epoch: there nothing is known yet, and waiting shows. One that failed is owed, at that distance; so is one
+that the aggregator's heartbeats do not show to have been taken, for it may be what was to heal everything else. It
+may be lost, or held until another confirms it; the more often in a row, the longer is the wait.
 """
 
 from __future__ import annotations
 
 from typing import Final, Literal, TypeAlias
 
-Reason: TypeAlias = Literal["start", "epoch", "change", "relook", "cadence"]
+Reason: TypeAlias = Literal["start", "epoch", "change", "lost", "relook", "cadence"]
 
+LOST_NS: Final = 3_000_000_000
 URGENT: Final = ("start", "epoch")
-ORDER: Final[tuple[Reason, ...]] = ("start", "epoch", "change", "relook", "cadence")
+ORDER: Final[tuple[Reason, ...]] = ("start", "epoch", "change", "lost", "relook", "cadence")
 
 
 class Schedule:
@@ -26,6 +29,8 @@ class Schedule:
         self._cadence_ns = now_ns + self._every_ns
         self._free_ns = now_ns
         self._held = False
+        self._unseen: tuple[int, int] | None = None  # the end of a census that was sent, and when that was
+        self._patience_ns = LOST_NS
 
     @property
     def running(self) -> bool:
@@ -34,6 +39,21 @@ class Schedule:
     def ask(self, reason: Reason) -> None:
         """Want a census that begins after now. Asking while one runs means another one after it."""
         self._wanted.add(reason)
+
+    def sent(self, ended_ns: int, now_ns: int) -> None:
+        """A complete census that ended then is on its way."""
+        self._unseen = ended_ns, now_ns
+
+    def heard(self, census_ns: int, now_ns: int) -> None:
+        """The last census that the aggregator has taken ended then: ours, or one after it, or ours was not taken."""
+        if self._unseen is None:
+            return
+        ended_ns, sent_ns = self._unseen
+        if census_ns >= ended_ns:
+            self._unseen, self._patience_ns = None, LOST_NS
+        elif now_ns - sent_ns > self._patience_ns:
+            self._unseen, self._patience_ns = None, 2 * self._patience_ns
+            self.ask("lost")
 
     def due(self, now_ns: int) -> Reason | None:
         """Why a census shall begin now; ``None`` if none shall."""

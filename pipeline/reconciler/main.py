@@ -54,6 +54,7 @@ class Reconciler:
                     self._epoch = message.epoch
                     self._process.figures["epoch"] = message.epoch
                     self._schedule.ask("epoch")
+                self._schedule.heard(message.census_ns, now_ns())
             elif isinstance(message, wire.Relook) and message.group != GIT:
                 self._schedule.ask("relook")
 
@@ -99,6 +100,8 @@ class Reconciler:
         if not await self._send(reading.census):
             self._failed.labels("aggregator").inc()
             return False
+        if reading.census.complete:
+            self._schedule.sent(reading.census.stamp.ended, now_ns())
         if self._database not in UNREADABLE:
             self._recover()
         self._taken.labels(reason).inc()

@@ -178,6 +178,7 @@ MUTANTS: Final = (
         "if self._census is None or self._held is not None:",
         "if self._census is None:",
     ),
+    Mutant("a held census settles", "store", "if self.complete and not held:", "if self.complete:"),
     # ── bounds ──
     Mutant("session cap off", "store", "            return TOO_MANY", "            pass"),
     Mutant(

@@ -245,9 +245,11 @@ class Reconciler(Producer):
 
     def _hear(self, data: bytes) -> None:
         message = wire.decode_feed(data)
-        if isinstance(message, wire.Heartbeat) and message.epoch != self.epoch:
-            self.epoch = message.epoch
-            self.schedule.ask("epoch")
+        if isinstance(message, wire.Heartbeat):
+            if message.epoch != self.epoch:
+                self.epoch = message.epoch
+                self.schedule.ask("epoch")
+            self.schedule.heard(message.census_ns, self.clock.now)
         elif isinstance(message, wire.Relook) and message.group != "git":
             self.schedule.ask("relook")
 
@@ -273,7 +275,9 @@ class Reconciler(Producer):
         finish = self.database.census(began)
 
         def ended() -> None:
-            self.hand(finish(self.clock.now))
+            census = finish(self.clock.now)
+            self.hand(census)
+            self.schedule.sent(census.stamp.ended, self.clock.now)
             self.schedule.end(self.clock.now)
 
         self.later(end - self.clock.now, ended)

@@ -161,6 +161,39 @@ def test_a_new_epoch_waits_for_nothing_but_the_census_that_runs(schedule):
     assert schedule.due(3) == "epoch"
 
 
+def test_a_census_that_the_aggregator_does_not_show_to_have_taken_is_taken_again(schedule):
+    schedule.sent(9 * S, 10 * S)
+    schedule.heard(8 * S, 13 * S)
+    assert schedule.due(13 * S) is None
+    schedule.heard(8 * S, 13 * S + 1)
+    assert schedule.due(13 * S + 1) == "lost"
+
+
+def test_one_that_it_shows_to_have_taken_is_not(schedule):
+    schedule.sent(9 * S, 10 * S)
+    schedule.heard(9 * S, 11 * S)
+    schedule.heard(8 * S, 30 * S)
+    assert schedule.due(30 * S) is None
+
+
+def test_the_more_censuses_are_not_taken_in_a_row_the_longer_is_the_wait_until_one_is(schedule):
+    now = 10 * S
+    for wait in (3 * S, 6 * S, 12 * S):
+        schedule.sent(now, now)
+        schedule.heard(0, now + wait)
+        assert schedule.due(now + wait) is None
+        now += wait + 1
+        schedule.heard(0, now)
+        assert schedule.due(now) == "lost"
+        schedule.begin()
+        schedule.end(now)
+    schedule.sent(now, now)
+    schedule.heard(now, now)
+    schedule.sent(now, now)
+    schedule.heard(0, now + 3 * S + 1)
+    assert schedule.due(now + 3 * S + 1) == "lost"
+
+
 def test_what_was_asked_while_a_census_ran_means_another_one(schedule):
     schedule.ask("change")
     schedule.begin()

@@ -503,6 +503,18 @@ def test_a_census_that_would_bury_everything_is_held_until_a_second_one_says_the
     assert (tally.held, tally.buried) == (False, ["w"])
 
 
+def test_a_held_census_has_not_settled_anything_until_it_is_confirmed_and_nor_has_its_double() -> None:
+    s = started()
+    before = s.settled
+    for _ in range(2):
+        s.census(census(30, 40), WALL)
+        assert s.settled == before
+    s.census(census(50, 60), WALL)
+    assert s.settled == 60
+    s.census(census(30, 40), WALL)
+    assert s.settled == 60
+
+
 def test_a_census_that_would_bury_more_than_half_and_more_than_a_few_is_held() -> None:
     s = store()
     told(s, *homes(*MANY, began=10, ended=15))
