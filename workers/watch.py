@@ -33,7 +33,7 @@ Kind: TypeAlias = Literal["index", "head", "ref", "operation", "config", "rules"
 GROUP_MS: Final = 100
 # The notifier looks for news at each step: after signs of life more often, and seldom while all is quiet. Until so
 # many seconds after the last one it takes steps of so many milliseconds.
-STEPS: Final = ((2.0, 10), (120.0, 50))
+STEPS: Final = ((2.0, 10), (30.0, 50))
 QUIET_STEP_MS: Final = 250
 PATIENCE_S: Final = 5.0
 SETTLE_S: Final = 0.1

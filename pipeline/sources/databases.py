@@ -97,7 +97,11 @@ def configured(home: Path) -> tuple[dict[str, Configured], dict[str, str]]:
 
 def files(home: Path) -> dict[str, Trace]:
     """The files of all that is configured, by name: another one stands for each that was rewritten."""
-    return {file.name.removesuffix(SUFFIX): trace(file) for file in (home / FOLDER).glob(f"*{SUFFIX}")}
+    try:
+        names = os.listdir(home / FOLDER)
+    except OSError:
+        return {}
+    return {name.removesuffix(SUFFIX): trace(home / FOLDER / name) for name in names if name.endswith(SUFFIX)}
 
 
 def understood(name: str, source: str) -> Configured:
