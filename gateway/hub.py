@@ -258,7 +258,7 @@ class Hub:
             readers, shelf = self.readers.get(project, set()), self.shelf(project)
             # Who is behind has its own turn; of the others, most need the same frame and nothing else.
             ready = readers - self._behind if self._behind else readers
-            due.update(ready if shelf is None else fan_out(ready, shelf))
+            due.update(ready if shelf is None else self._fan_out(ready, shelf))
         self._dirty.clear()
         for client in due:
             self._flush_one(client, now)
@@ -268,11 +268,35 @@ class Hub:
         if self._behind:
             self._schedule(max(self.tick(), RETRY_S))
 
+    def _fan_out(self, ready: set[Client], shelf: Shelf) -> Collection[Client]:
+        try:
+            return fan_out(ready, shelf)
+        except Exception as error:  # one of them; each by itself, it shows which
+            self._tell(error)
+            return ready
+
     def _flush_one(self, client: Client, now: int) -> None:
-        if client.flush(now):
+        try:
+            done = client.flush(now)
+        except Exception as error:
+            self._fail(client, error)
+            return
+        if done:
             self._behind.discard(client)
         elif client in self._watching:
             self._behind.add(client)
+
+    def _fail(self, client: Client, error: Exception) -> None:
+        """A mistake with one client is the end of that client, and of nobody else."""
+        self._tell(error)
+        try:
+            client.close(Close(frames.INTERNAL, "internal error"))
+        except Exception as another:
+            self._tell(another)
+        self.remove(client)
+
+    def _tell(self, error: Exception) -> None:
+        self._loop.call_exception_handler({"message": "a client could not be served", "exception": error})
 
     def sweep(self, share: int = 1) -> None:
         """What time alone brings about: heartbeats, silence, projects that turn out not to exist.
@@ -286,13 +310,16 @@ class Hub:
         self._turn += 1
         clients = [*self.clients] if news else [*self.clients][self._turn % share :: share]
         for client in clients:
-            if news:
-                client.hurry()  # nobody shall learn only with the next one that all has gone stale
-            client.check(now)
-            if client in self._watching:
-                if client.beat_due(now) or self._waits_for_nothing(client):
-                    self._flush_one(client, now)
-                self._reindex(client)
+            try:
+                if news:
+                    client.hurry()  # nobody shall learn only with the next one that all has gone stale
+                client.check(now)
+                if client in self._watching:
+                    if client.beat_due(now) or self._waits_for_nothing(client):
+                        self._flush_one(client, now)
+                    self._reindex(client)
+            except Exception as error:
+                self._fail(client, error)
         if self._behind:
             self._schedule(RETRY_S)
 
@@ -303,7 +330,10 @@ class Hub:
         """What tokens open has changed: whoever may no longer see something is told, and sent no more of it."""
         now = now_ns()
         for client in [*self.clients]:
-            client.regrant()
+            try:
+                client.regrant()
+            except Exception as error:
+                self._fail(client, error)
             if client in self._watching:
                 self._flush_one(client, now)
                 self._reindex(client)

@@ -73,9 +73,9 @@ def fan_out(clients: Iterable[Any], shelf: Shelf) -> list[Any]:
             continue
         except OSError:  # broken off; its transport will notice, and nothing was sent
             continue
-        one.version = version
         if written != length:
             transport.write(frame[written:])
+        one.version = version
         frames += 1
         size += length
         last = client

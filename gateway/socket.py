@@ -255,9 +255,9 @@ class Socket(Outlet):
     def part(self, why: Close) -> None:
         """Whoever does not answer in time is cut off."""
         self._room.set()
+        self._cut_off = asyncio.get_running_loop().call_later(FAREWELL_S, self.transport.abort)
         if not self.transport.is_closing():
             self.transport.write(framing.close(why.code, why.reason))
-        self._cut_off = asyncio.get_running_loop().call_later(FAREWELL_S, self.transport.abort)
 
     def _break(self) -> None:
         if self.open:

@@ -23,6 +23,8 @@ MOST_SESSIONS: Final = 60
 KEPT_FIRST: Final = {"waiting": 0, "error": 0, "working": 1, "starting": 1, "exited": 3}
 OTHERWISE: Final = 2
 ACTIVITY_NS: Final = 3_000_000_000
+# What a session says in one state only: an event that brings it into another need not take it back.
+OF_STATE: Final = {"waiting_for": "waiting", "crashed": "exited"}
 
 OBSERVED: Final = ("revision", "observed_began", "observed_ended", "observed_clock", "run", "seq", "producer", "at_ms")
 
@@ -279,7 +281,10 @@ class _Batch:
         return self._written(kind, event.workspace, name, would, row, ruling)
 
     def _merged(self, event: Observed, kind: str, row: dict[str, Any] | None) -> dict[str, Any]:
-        """The row's columns with the event's over them. Another pull request or head inherits nothing from the last."""
+        """The row's columns with the event's over them.
+
+        Another pull request or head inherits nothing from the last, and another state not what the last one waited for.
+        """
         fields = dict(event.fields)
         columns = [c.name for c in TABLES[kind].columns if c.name not in (*OBSERVED, "workspace_id", "id")]
         if kind == "ci":
@@ -289,6 +294,10 @@ class _Batch:
             if "head" not in fields:
                 same = current is not None and current["number"] == fields["pr"]
                 fields["head"] = current["head"] if current is not None and same else None
+        if kind == "session" and "state" in fields:
+            for name, state in OF_STATE.items():
+                if fields["state"] != state:
+                    fields.setdefault(name, None)
         identity = {"pr": ("number",), "ci": ("pr", "head")}.get(kind, ())
         if row is None or any(name in fields and fields[name] != row[name] for name in identity):
             row = {}
