@@ -97,6 +97,33 @@ MUTANTS: Final = (
         "self._admit(look, wall_ms)",
         "self._admit(replace(look, stamp=Stamp(wall_ms, wall_ms, look.stamp.clock)), wall_ms)",
     ),
+    Mutant(
+        "equal look thrown away with its time",
+        "store",
+        "        entry.looks[group] = look\n",
+        "        if current is None or current.value != look.value:\n            entry.looks[group] = look\n",
+    ),
+    Mutant(
+        "a look is as new as its end",
+        "store",
+        "        entry.looks[group] = look\n",
+        "        end = look.stamp.ended\n"
+        "        entry.looks[group] = replace(look, stamp=Stamp(end, end, look.stamp.clock))\n",
+    ),
+    Mutant(
+        "one time for all groups of an entry",
+        "store",
+        "        ruling = order.weigh(current, look)\n",
+        "        newest = max(entry.looks.values(), key=lambda one: one.stamp.ended)\n"
+        "        late = current is not None and look.stamp.ended < newest.stamp.began\n"
+        "        ruling = order.EARLIER if late else order.weigh(current, look)\n",
+    ),
+    Mutant(
+        "a rename is no change",
+        "store",
+        "        elif old != (shown",
+        "        elif (not isinstance(old, Life) or old.phase != value.phase) and old != (shown",
+    ),
     # ── identity ──
     Mutant("wrong_key ignored", "store", "                return WRONG_KEY", "                pass"),
     Mutant("identity reset missing", "store", 'if group == "pr" and (', 'if group == "none" and ('),
@@ -179,6 +206,13 @@ MUTANTS: Final = (
         "if self._census is None:",
     ),
     Mutant("a held census settles", "store", "if self.complete and not held:", "if self.complete:"),
+    Mutant("what a census confirms is drift", "store", 'if known and ruling.verdict == "applied":', "if known:"),
+    Mutant(
+        "what did not change is a version",
+        "store",
+        "        if not changes:\n            return ruling",
+        "        if False:\n            return ruling",
+    ),
     # ── bounds ──
     Mutant("session cap off", "store", "            return TOO_MANY", "            pass"),
     Mutant(
@@ -227,6 +261,12 @@ MUTANTS: Final = (
         "if group in status.INPUTS:",
     ),
     Mutant("move between projects ignored", "store", "            if moved:", "            if False:"),
+    Mutant(
+        "a move leaves a ghost",
+        "store",
+        "        self.ledger(entry.project).remove(look.workspace)\n        entry.project",
+        "        entry.project",
+    ),
     Mutant("returned project counts from the start", "store", "Ledger(self._base)", "Ledger()"),
     Mutant(
         "plan and question change places",
