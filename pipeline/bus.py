@@ -28,11 +28,12 @@ from pipeline.runtime.clock import now_ns
 MAX_MESSAGE: Final = 16 << 20
 HIGH_WATER: Final = 20_000
 TAP_HIGH_WATER: Final = 2_000
+HINTS_HIGH_WATER: Final = 1_000
 BATCH: Final = 1_000
 PACE_S: Final = 0.001
 BUSY_NS: Final = 2_000_000
 LINGER_MS: Final = 300
-SOCKETS: Final = ("ingress", "feed", "query", "jobs", "tap", "jobs-tap")
+SOCKETS: Final = ("ingress", "feed", "query", "jobs", "tap", "jobs-tap", "hints")
 
 
 def endpoint(run_dir: Path, name: str) -> str:
@@ -289,6 +290,30 @@ class Queries(_End):
 
     def ask(self, query: wire.Query) -> bool:
         return self._offer(wire.encode(query))
+
+
+# ── hints ────────────────────────────────────────────────────────────────────────────────────────
+
+
+class Hints(_End):
+    """A gateway's end. What cannot leave at once is lost: the cadence is the guarantee."""
+
+    def __init__(self, run_dir: Path) -> None:
+        super().__init__(_socket(zmq.PUSH, send=HINTS_HIGH_WATER))
+        self.socket.setsockopt(zmq.IMMEDIATE, 1)
+        self.socket.connect(endpoint(run_dir, "hints"))
+
+    def send(self, hint: wire.Hint) -> bool:
+        return self._offer(wire.encode(hint))
+
+
+class HintsServer(_End):
+    """The end of whoever looks again."""
+
+    def __init__(self, run_dir: Path, take: Callable[[list[wire.Hint]], None]) -> None:
+        super().__init__(_socket(zmq.PULL, receive=HINTS_HIGH_WATER))
+        self.socket.bind(endpoint(run_dir, "hints"))
+        self.read(lambda batch: take(self._decoded(batch, wire.decode_hint)))
 
 
 # ── jobs ─────────────────────────────────────────────────────────────────────────────────────────

@@ -97,6 +97,11 @@ class Catalog:
         with self.database.read() as tx:
             return workspaces.sessions(tx)
 
+    def reported(self, producer: str) -> set[str]:
+        """The workspaces whose pull request this producer reported last."""
+        with self.database.read() as tx:
+            return workspaces.reported(tx, producer)
+
     def tokens(self) -> list[Token]:
         """All tokens in the order in which they were made, those that have ended too."""
         with self.database.read() as tx:

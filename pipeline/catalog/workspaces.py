@@ -7,7 +7,7 @@ from pathlib import PurePath
 from typing import Any
 
 from msgspec import Struct
-from sqlalchemy import Connection, Select, select
+from sqlalchemy import Connection, Select, or_, select
 
 from pipeline.bridges import workspace
 from pipeline.bridges.row import RowError, value_of
@@ -112,6 +112,13 @@ def sessions(tx: Connection) -> list[Known]:
             Known(row["project_id"], row["workspace_id"], row["incarnation"], row["id"], value, row["producer"])
         )
     return known
+
+
+def reported(tx: Connection, producer: str) -> set[str]:
+    """The workspaces whose pull request this producer reported last, those left out of which it says nothing."""
+    table = tables.pull_request
+    says = or_(table.c.number.is_not(None), table.c.health.is_not(None))
+    return set(tx.scalars(select(table.c.workspace_id).where(table.c.producer == producer, says)))
 
 
 def archive_workspace(tx: Connection, domain: str, name: str, stamp: Stamp, at_ms: int, producer: str) -> Look | None:

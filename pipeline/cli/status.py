@@ -118,6 +118,8 @@ def _print(settings: Settings, report: dict[str, Any]) -> None:
         if row["name"] == "dispatcher":
             for line in _git(figures):
                 click.echo(line)
+        if (budget := figures.pop("github_budget", "")) and (asked := figures.pop("github_branches", 0)):
+            click.echo(f"github: {asked} branches; {budget}")
         if figures:
             click.echo(
                 f"{row['name']}: "

@@ -26,9 +26,14 @@ Period = Annotated[int, Meta(ge=1, le=A_DAY_MS)]
 
 _ENV = "TREEWIRE_"
 
-# What decides who gets in and where the truth is read from. ``treewire up`` is run inside checkouts that agents write
-# to, so a file lying there has no say in it.
-DOORS = frozenset({"database.url", "gateway.host", "gateway.allowed_hosts", "gateway.allowed_origins"})
+# What decides who gets in, where the truth is read from, and who is sent the user's token. ``treewire up`` is run
+# inside checkouts that agents write to, so a file lying there has no say in it.
+DOORS = frozenset(
+    {
+        *("database.url", "gateway.host", "gateway.allowed_hosts", "gateway.allowed_origins"),
+        *("github.host", "github.api", "github.webhook_secret_file"),
+    }
+)
 
 
 # Variables that are no settings: the home, what `treewire up` and supervisord hand down, what a client is told by, and
@@ -94,6 +99,13 @@ class Sources(Section, frozen=True):
     codex: bool = True
     processes: bool = True
     tmux: bool = True
+    github: bool = True
+
+
+class GitHub(Section, frozen=True):
+    host: str = "github.com"
+    api: str = ""
+    webhook_secret_file: str = ""
 
 
 class Log(Section, frozen=True):
@@ -118,6 +130,7 @@ class Settings(Section, frozen=True):
     database: Database = Database()
     reconciler: Reconciler = Reconciler()
     sources: Sources = Sources()
+    github: GitHub = GitHub()
     log: Log = Log()
     supervisor: Supervisor = Supervisor()
 
@@ -173,6 +186,10 @@ class Settings(Section, frozen=True):
         return self.home / "url"
 
     @property
+    def webhook_secret_path(self) -> Path:
+        return Path(self.github.webhook_secret_file or self.home / "github-webhook-secret")
+
+    @property
     def database_url(self) -> str:
         return self.database.url or f"sqlite:///{self.home / 'treewire.db'}"
 
@@ -196,6 +213,7 @@ _SECTIONS: dict[str, type[Section]] = {
     "database": Database,
     "reconciler": Reconciler,
     "sources": Sources,
+    "github": GitHub,
     "log": Log,
     "supervisor": Supervisor,
 }

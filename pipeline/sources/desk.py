@@ -74,6 +74,10 @@ class Source(ABC):
     async def run(self, desk: Desk) -> None:
         """Runs for ever. What it raises is shown as its failing, and it is run again after a while."""
 
+    def figures(self) -> Mapping[str, float | str]:
+        """What else `treewire status` shall show of it."""
+        return {}
+
     def fares(self, state: Literal["running", "idle", "failing"], why: str = "") -> bool:
         """Say how it fares; true if that is news."""
         if (state, why) == (self.health.state, self.health.why):
@@ -199,10 +203,11 @@ class Desk:
         """Send looks that the catalog has made of events."""
         self._send(looks)
 
-    async def record(self, events: Sequence[Observed]) -> None:
-        """Write events of any group, then send what became of them. Raises `CatalogUnavailable`."""
+    async def record(self, events: Sequence[Observed]) -> list[Look | None]:
+        """Write events of any group, then send what became of them, in order. Raises `CatalogUnavailable`."""
         looks = await asyncio.to_thread(self.catalog.record, events)
         self._send(look for look in looks if look is not None)
+        return looks
 
     async def keep_telling(self) -> None:
         """Write what changed of sessions, many at a time, for ever."""

@@ -35,6 +35,10 @@ def sources(settings: Settings) -> Iterator[Source]:
         from pipeline.sources.tmux import Tmux
 
         yield Tmux()
+    if settings.sources.github:
+        from pipeline.sources.github import GitHub
+
+        yield GitHub()
     from pipeline.sources.foreign import Foreign  # its databases may be added at any time
 
     yield Foreign()
@@ -63,6 +67,7 @@ async def main(process: Process) -> None:
                 health = source.health
                 shown = health.state if not health.why else f"{health.state}: {health.why}"
                 process.figures[f"source_{source.name}"] = shown
+                process.figures.update(source.figures())
             await asyncio.sleep(ALIVE_S)
 
     try:
