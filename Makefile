@@ -6,7 +6,7 @@ STAMP := .venv/.installed
 NODE := clients/js/node_modules/.package-lock.json
 
 .DEFAULT_GOAL := help
-.PHONY: help venv run demo test check fmt mutants bench clean
+.PHONY: help venv run demo test check fmt mutants bench soak clean
 
 help:  ## List the targets
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
@@ -48,6 +48,13 @@ mutants: venv  ## Break the rules of the merge one by one; each must be caught
 
 bench: venv  ## Measure, one line per figure
 	$(BIN)/python -m benchmarks
+
+SOAK_MINUTES ?= 10
+SOAK_OUT ?= build/soak
+
+soak: venv  ## Run all of it under load for SOAK_MINUTES; fail if anything grows
+	$(BIN)/python -m pip install --quiet --group soak
+	$(BIN)/python -m tests.soak --minutes $(SOAK_MINUTES) --out $(SOAK_OUT)
 
 clean:  ## Remove what the other targets made
 	rm -rf .venv clients/js/node_modules build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
