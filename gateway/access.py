@@ -12,8 +12,8 @@ rebinding under a name of its own. So, in this order and before anything else ha
 4. The token must open what is asked for. What is told of the deployment as a whole is for those who may see all
    projects; a token that only reads reports nothing. Each route asks `Caller.may` for its project.
 
-Only health and readiness may be asked without a token. What proxies add (``X-Forwarded-…``) counts for nothing: who
-sends it cannot be known.
+Only health and readiness may be asked without a token; a webhook brings a signature instead, which its route checks.
+What proxies add (``X-Forwarded-…``) counts for nothing: who sends it cannot be known.
 """
 
 from __future__ import annotations
@@ -48,6 +48,8 @@ from pipeline.runtime.place import OperatorError
 __all__ = ["Access", "Caller", "Page", "problem", "token_of"]
 
 OPEN: Final = frozenset({"/healthz", "/readyz"})
+GITHUB: Final = "/v1/webhooks/github"
+SIGNED: Final = frozenset({GITHUB})
 WHOLE: Final = frozenset({"/metrics"})
 REPORTS: Final = frozenset({"/v1/events", *(f"/v1/events/{agent}" for agent in AGENTS)})
 STREAM: Final = "/v1/stream"
@@ -79,18 +81,23 @@ def token_of(path: Path) -> str:
             pass
         finally:
             fresh.unlink()
+    return private_text(path, "token")
+
+
+def private_text(path: Path, what: str) -> str:
+    """What is in this file of a secret. Raises `OperatorError` if others can read it, or nothing is in it."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     except OSError as error:
-        raise OperatorError(f"cannot read the token {path}: {error.strerror}; remove it and start again") from None
+        raise OperatorError(f"cannot read the {what} {path}: {error.strerror}; remove it and start again") from None
     with os.fdopen(descriptor) as file:
         found = os.fstat(file.fileno())
         if found.st_uid != os.getuid() or stat.S_IMODE(found.st_mode) & 0o077:
-            raise OperatorError(f"the token {path} can be read by others: chmod 600 it, or remove it and start again")
-        token = file.read().strip()
-    if not token:
-        raise OperatorError(f"the token {path} is empty: remove it and start again")
-    return token
+            raise OperatorError(f"the {what} {path} can be read by others: chmod 600 it, or remove it and start again")
+        text = file.read().strip()
+    if not text:
+        raise OperatorError(f"the {what} {path} is empty: remove it and start again")
+    return text
 
 
 def problem(status: int, code: str, message: str, **headers: str) -> web.Response:
@@ -232,7 +239,7 @@ class Access:
             return problem(403, "forbidden", "this host name is not one of ours: see gateway.allowed_hosts")
         if len(origins) > 1 or (origins and origins[0].lower() not in self.origins):
             return problem(403, "forbidden", "this origin is not one of ours: see gateway.allowed_origins")
-        if _route(request) in OPEN:
+        if _route(request) in OPEN | SIGNED:
             return None
         credentials = request.headers.getall("Authorization", [])
         caller = await self._bearer(credentials) if credentials else self._our_page(request, hosts[0], origins)

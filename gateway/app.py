@@ -18,6 +18,7 @@ from gateway.session import Close
 from gateway.shelf import Shelf
 from gateway.socket import Socket, Tally, agree
 from gateway.tokens import Caller
+from gateway.webhooks import Webhooks
 from pipeline import frames
 from pipeline.catalog import CatalogUnavailable, Project
 from pipeline.runtime import metrics
@@ -47,6 +48,9 @@ def make(process: Process, hub: Hub, recorder: Recorder, access: Access, tally: 
     app["hooks"] = hooks = Hooks(recorder, hub)
     app.add_routes(hooks.routes())
     app.cleanup_ctx.append(hooks.running)
+    app["webhooks"] = webhooks = Webhooks(process.settings)
+    app.add_routes(webhooks.routes())
+    app.cleanup_ctx.append(webhooks.running)
     app.router.add_get("/v1/stream", routes.stream, allow_head=False)
     app.router.add_get("/v1/projects", routes.projects)
     app.router.add_get("/v1/projects/{project}/snapshot", routes.snapshot)

@@ -59,6 +59,7 @@ async def main(process: Process) -> None:
     Figures(process, hub, tally, recorder)
     application = app.make(process, hub, recorder, access, tally)
     process.registry.register(application["hooks"])
+    process.registry.register(application["webhooks"])
     runner = web.AppRunner(
         application,
         access_log=None,

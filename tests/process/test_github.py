@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import hmac
+import json
 import subprocess
+import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import pytest
 
 from pipeline import bus
@@ -21,6 +25,7 @@ from tests import github
 from tests.github import Pull, sha
 from tests.gitkit import git
 from tests.sourcekit import Running, made
+from tests.world import Child
 
 REPO = "acme/web"
 SOON = dict.fromkeys(plan.CADENCE_S, (0.2, 0.4))
@@ -299,6 +304,34 @@ def test_what_somebody_pushes_from_here_is_asked_for_at_once(play, repo, monkeyp
     play(scene)
 
 
+def test_a_webhook_at_the_gateway_makes_the_source_ask_at_once(play, tmp_path, monkeypatch) -> None:
+    async def scene(on: Session) -> None:
+        settings = on.running.process.settings
+        secret = settings.webhook_secret_path
+        secret.write_bytes(b"of ours")
+        secret.chmod(0o600)
+        (settings.home / "treewire.toml").write_text("[gateway]\nport = 0\n")
+        await on.until(lambda: on.hub.asked)
+        monkeypatch.setattr(plan, "CADENCE_S", dict.fromkeys(plan.CADENCE_S, (600.0, 600.0)))
+        on.hub.pull(REPO, Pull(7, "feature"))
+        gateway = Child(settings, "gateway")
+        try:
+            await on.until(lambda: settings.url_path.exists())
+            body = json.dumps({"ref": "refs/heads/feature", "repository": {"full_name": REPO}}).encode()
+            signature = "sha256=" + hmac.new(b"of ours", body, "sha256").hexdigest()
+            headers = {"X-GitHub-Event": "push", "X-Hub-Signature-256": signature}
+            url = settings.url_path.read_text().strip() + "v1/webhooks/github"
+            async with aiohttp.ClientSession() as http:
+                while on.last("pr") != OPEN:
+                    async with http.post(url, data=body, headers=headers) as answer:
+                        assert answer.status == 204
+                    await asyncio.sleep(0.1)
+        finally:
+            gateway.end()
+
+    play(scene)
+
+
 def test_checks_that_have_all_ended_are_counted_once(play) -> None:
     async def scene(on: Session) -> None:
         pull = on.hub.pull(REPO, Pull(7, "feature", runs=["IN_PROGRESS"]))
@@ -371,8 +404,6 @@ def test_a_restart_takes_back_what_is_no_more_and_leaves_alone_what_others_repor
 
 def test_what_only_asking_needs_is_not_loaded_where_nothing_is_asked() -> None:
     script = "import sys, pipeline.sources.github; print('aiohttp' in sys.modules)"
-    import sys
-
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
 
