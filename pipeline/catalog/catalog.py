@@ -97,6 +97,11 @@ class Catalog:
         with self.database.read() as tx:
             return workspaces.sessions(tx)
 
+    def told_sessions(self, also: Collection[str]) -> list[Known]:
+        """The sessions that others told of last than those who watch them: all that are not over, and these."""
+        with self.database.read() as tx:
+            return workspaces.told_sessions(tx, also)
+
     def reported(self, producer: str) -> set[str]:
         """The workspaces whose pull request this producer reported last."""
         with self.database.read() as tx:

@@ -51,7 +51,8 @@ class Observed(Struct, frozen=True):
     """One event, as the catalog takes it: some fields of one group, and when and by whom they were seen.
 
     `fields` may be partial: an absent field stays, ``None`` clears it. ``life`` may carry a ``path``, ``pr`` a
-    ``head``, ``ci`` a ``pr`` and a ``head``. `at_ms` is the wall clock at the event, for display.
+    ``head``, ``ci`` a ``pr`` and a ``head``. `at_ms` is the wall clock at the event, for display. `onto`: the revision
+    of the row in view of which it is said, 0 for none; a row of another revision stays, and is what is answered.
     """
 
     project: str
@@ -64,6 +65,7 @@ class Observed(Struct, frozen=True):
     seq: int | None = None
     producer: str = ""
 
+    onto: int | None = None
 
 def record(tx: Connection, domain: str, events: Sequence[Observed]) -> list[Look | None]:
     """Write the events. Returns one look per event, in order, and after those any that followed from them.
@@ -270,6 +272,8 @@ class _Batch:
             return self._written(kind, event.workspace, name, would, home, order.FIRST)
         current = bridge(row, place)
         ruling = judge(current, look)
+        if event.onto is not None and event.onto != row["revision"]:
+            return current
         if ruling is order.SAME_SEQ:
             return current
         if ruling.verdict not in ("applied", "confirmed"):

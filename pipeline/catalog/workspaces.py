@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Collection
 from pathlib import PurePath
 from typing import Any
 
 from msgspec import Struct
-from sqlalchemy import Connection, Select, or_, select
+from sqlalchemy import ColumnElement, Connection, Select, and_, or_, select, true
 
 from pipeline.bridges import workspace
-from pipeline.bridges.row import RowError, value_of
+from pipeline.bridges.row import RowError, stamp_of, value_of
 from pipeline.catalog import tables
 from pipeline.catalog.record import archived, place_of, write_workspaces
-from pipeline.domain.model import Look, Phase, Session, Stamp
+from pipeline.domain.model import LEASED, Look, Phase, Session, Stamp
 
 
 class Workspace(Struct, frozen=True):
@@ -39,6 +40,9 @@ class Known(Struct, frozen=True):
     id: str
     value: Session
     producer: str
+    stamp: Stamp
+    at_ms: int
+    revision: int
 
 
 class Target(Struct, frozen=True):
@@ -96,11 +100,23 @@ def targets(tx: Connection) -> list[Target]:
 
 def sessions(tx: Connection) -> list[Known]:
     """All sessions of live workspaces. One that holds what cannot be read is left out."""
+    return _sessions(tx, true())
+
+
+def told_sessions(tx: Connection, also: Collection[str]) -> list[Known]:
+    """The sessions of live workspaces of which somebody told last who does not watch them: those that are not over,
+    and these."""
+    table = tables.session
+    current = or_(table.c.state != "exited", table.c.state.is_(None), table.c.id.in_(also))
+    return _sessions(tx, and_(~table.c.producer.startswith(LEASED), current))
+
+
+def _sessions(tx: Connection, which: ColumnElement[bool]) -> list[Known]:
     home, row_of = tables.workspace, tables.session
     query = (
         select(row_of, home.c.project_id, home.c.incarnation)
         .join(home, home.c.id == row_of.c.workspace_id)
-        .where(home.c.phase != "archived")
+        .where(home.c.phase != "archived", which)
     )
     known = []
     for row in tx.execute(query).mappings():
@@ -109,7 +125,17 @@ def sessions(tx: Connection) -> list[Known]:
         except RowError:
             continue
         known.append(
-            Known(row["project_id"], row["workspace_id"], row["incarnation"], row["id"], value, row["producer"])
+            Known(
+                row["project_id"],
+                row["workspace_id"],
+                row["incarnation"],
+                row["id"],
+                value,
+                row["producer"],
+                stamp_of(dict(row)),
+                row["at_ms"],
+                row["revision"],
+            )
         )
     return known
 

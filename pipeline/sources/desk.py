@@ -3,6 +3,9 @@
 The catalog first, the bus second, as with events: a session that is seen is a row like one that is reported, so the
 two merge by the same rule, a census repeats it to a new aggregator, and one authority owns the group. What sets it
 apart is its producer's name, which is leased: these rows hold for as long as this process says that it is alive.
+
+What hooks and others wrote of a session is read back from the catalog and weighed with the rest. Whatever is written
+is written in view of a row: if somebody else has written it meanwhile, his word is weighed first.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import ClassVar, Final, Literal, NamedTuple
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from pipeline.bridges.event import ID
 from pipeline.catalog import Catalog, CatalogUnavailable, ChangeWatch, Observed
@@ -23,7 +27,7 @@ from pipeline.runtime.log import FilteringBoundLogger
 from pipeline.runtime.process import Process
 from pipeline.runtime.settings import Settings
 from pipeline.sources.deaths import Deaths
-from pipeline.sources.ladder import BUSY, Best, Ladder, Sighting
+from pipeline.sources.ladder import BUSY, Ladder, Rung, Sighting
 
 BATCH_S: Final = 0.02
 AGAIN_S: Final = 1.0
@@ -34,6 +38,7 @@ BACKOFF_S: Final = (1.0, 60.0)
 MAX_TEXT: Final = 128
 LEFT: Final = "left"
 DEATH: Final = "process death"
+TOLD: Final = "told"  # by hooks, orchestrators and scripts
 
 
 class Where(NamedTuple):
@@ -52,6 +57,16 @@ class Agent(NamedTuple):
     started: int
     provider: str
     cwd: str
+
+
+class Row(NamedTuple):
+    """What the catalog has of a session in one workspace, as far as is known here."""
+
+    place: Where
+    fields: Session
+    stamp: Stamp
+    revision: int
+    producer: str
 
 
 class Health(Struct):
@@ -103,12 +118,14 @@ class Desk:
         self.ladder = Ladder()
         self.agents: Mapping[int, Agent] | None = None  # by pid; ``None`` while nobody looks at processes
         self.swept = asyncio.Event()  # set once somebody has looked at them
+        self.begun = asyncio.Event()  # set once it is known what the catalog has
         self.moved = asyncio.Event()  # set anew whenever the set of worktrees has changed
         self._process = process
         self._send = send
         self._deaths = Deaths()
         self._places: dict[str, Where] = {}
-        self._told: dict[str, tuple[Where, Session]] = {}
+        self._rows: dict[str, dict[str, Row]] = {}  # by session and workspace
+        self._accompanied: set[str] = set()
         self._dirty: dict[str, None] = {}
         self._due = asyncio.Event()
 
@@ -135,12 +152,13 @@ class Desk:
                 if not watch.quiet() and await asyncio.to_thread(watch.changed):
                     try:
                         found = await asyncio.to_thread(self.catalog.targets)
-                    except CatalogUnavailable:
-                        pass  # what was known stays; discovery says what is wrong
-                    else:
                         self._place(
                             {one.path: Where(one.project, one.workspace, one.incarnation, one.path) for one in found}
                         )
+                        await self._read_back()
+                    except CatalogUnavailable:
+                        pass  # what was known stays; discovery says what is wrong
+                self.begun.set()
                 await asyncio.sleep(PLACES_S)
         finally:
             watch.close()
@@ -170,6 +188,7 @@ class Desk:
         """This source no longer has it. What nobody has, has ended."""
         if self.ladder.lost(source, session):
             self.ended(source, session)
+        self._mark(session)
 
     def ended(self, source: str, session: str, *, crashed: bool = False) -> None:
         now = now_ns()
@@ -180,22 +199,86 @@ class Desk:
         """Whether the process that the evidence speaks of is there: if not, what it left behind says nothing."""
         session = sighting.session
         alive = self._deaths.watch(pid, sighting.started, session, lambda: self._died(session))
-        if not alive and session in self._told and self._told[session][1].state != "exited":
-            self._died(session)
+        best = None if alive else self.ladder.best(session)
+        if best is not None and best.fields.state != "exited":
+            self._died(session, left=True)
         return alive
 
-    def _died(self, session: str) -> None:
+    def _died(self, session: str, *, left: bool = False) -> None:
         best = self.ladder.best(session)
         busy = best is not None and best.fields.state in BUSY
-        asyncio.get_running_loop().call_later(LAST_WORDS_S, self._bury, session, busy)
+        asyncio.get_running_loop().call_later(LAST_WORDS_S, self._bury, session, busy, left)
 
-    def _bury(self, session: str, busy: bool) -> None:
-        """After a death: it had no time to put its things away, so it was not the one who ended it."""
-        self.ended(DEATH, session, crashed=busy and self.ladder.left(session))
+    def _bury(self, session: str, busy: bool, left: bool) -> None:
+        """After a death: if it had no time to put its things away, it was not the one who ended it."""
+        self.ended(DEATH, session, crashed=busy and (left or self.ladder.left(session)))
 
     def _mark(self, session: str) -> None:
         self._dirty[session] = None
         self._due.set()
+
+    # ── what others told ─────────────────────────────────────────────────────────────────────────
+
+    async def _read_back(self) -> None:
+        """Weigh what others wrote of sessions since the last time. Raises `CatalogUnavailable`."""
+        standing = self.ladder.told()
+        found = await asyncio.to_thread(self.catalog.told_sessions, standing)
+        homes = {place.workspace: place for place in self._places.values()}
+        for known in sorted(found, key=lambda known: known.stamp.ended):
+            row, place = self._row_of(known.id, known.workspace), homes.get(known.workspace)
+            if place is not None and (row is None or row.revision < known.revision):
+                self._hear(Row(place, known.value, known.stamp, known.revision, known.producer), known.id, known.at_ms)
+        for session in set(standing) - {known.id for known in found}:
+            self.ladder.lost(TOLD, session)  # archived, or not kept any longer
+            if self.ladder.left(session):
+                self._mark(session)
+            else:
+                self.ladder.forget(session)
+                self._rows.pop(session, None)
+
+    def _hear(self, row: Row, session: str, at_ms: int | None) -> None:
+        """Somebody else wrote this row; what he said of the session counts as of when he saw it."""
+        if row.fields.state != "exited":
+            row = row._replace(fields=replace(row.fields, crashed=None))
+        self._rows.setdefault(session, {})[row.place.workspace] = row
+        if not row.producer.startswith(LEASED):
+            self.ladder.saw(TOLD, Sighting(session, row.place.path, Rung.HOOK, row.fields, row.stamp, at_ms))
+        self._mark(session)
+
+    def _row_of(self, session: str, workspace: str) -> Row | None:
+        return self._rows.get(session, {}).get(workspace)
+
+    def hooked(self) -> set[tuple[str, str]]:
+        """The workspaces in which agents tell of themselves, each with the provider."""
+        found = set()
+        for session in self.ladder.told():
+            best = self.ladder.best(session)
+            place = None if best is None else self.place_of(best.cwd)
+            if best is not None and place is not None and best.fields.state != "exited":
+                found.add((place.workspace, best.fields.provider or ""))
+        return found
+
+    def take_agents(self, agents: Mapping[int, Agent]) -> None:
+        """These are the processes that are agents. Of a session that was only ever told of no process is known: it
+        ends with the last one of its sort that was with it in its worktree."""
+        self.agents = agents
+        self.swept.set()
+        here = {
+            (place.workspace, agent.provider)
+            for agent in agents.values()
+            if (place := self.place_of(agent.cwd)) is not None
+        }
+        told = [session for session in self.ladder.told() if not self.ladder.left(session)]
+        self._accompanied &= set(told)
+        for session in told:
+            best = self.ladder.best(session)
+            place = None if best is None else self.place_of(best.cwd)
+            if best is None or place is None or not session.startswith(f"{best.fields.provider}-"):
+                continue
+            if (place.workspace, best.fields.provider) in here:
+                self._accompanied.add(session)
+            elif session in self._accompanied and best.fields.state != "exited":
+                self.ended(DEATH, session, crashed=best.fields.state in BUSY)
 
     # ── telling ──────────────────────────────────────────────────────────────────────────────────
 
@@ -232,69 +315,92 @@ class Desk:
 
     async def _tell_sessions(self) -> None:
         self._due.clear()
+        said: list[tuple[str, Row]] = []
         events: list[Observed] = []
-        told: list[tuple[str, Where, Session] | None] = []
         for session in list(self._dirty):
-            best = self.ladder.best(session)
-            place = None if best is None else self.place_of(best.cwd)
-            before = self._told.get(session)
-            if before is not None and (place is None or place.workspace != before[0].workspace):
-                events.append(self._left(session, before[0]))
-                told.append(None)
-            if best is None or place is None:
-                continue
-            if before is not None and before == (place, best.fields):
-                continue
-            if before is None and best.fields.state == "exited":
-                continue  # it was over before anybody knew of it
-            events.append(self._observed(session, place, best))
-            told.append((session, place, best.fields))
+            for row in self._news(session):
+                said.append((session, row))
+                events.append(self._observed(session, row))
         dirty, self._dirty = self._dirty, {}
         try:
-            if events:
-                await self.record(events)
+            looks = await self.record(events) if events else []
         except CatalogUnavailable:
             self._dirty = {**dirty, **self._dirty}
             self._due.set()
             raise
-        for one in told:
-            if one is not None:
-                self._told[one[0]] = one[1:]
+        for (session, row), look in zip(said, looks, strict=False):
+            self._note(session, row, look)
         for session in dirty:
             self._settle(session)
 
-    def _settle(self, session: str) -> None:
-        """What has ended and been told is forgotten, once no source has it any more."""
+    def _news(self, session: str) -> Iterable[Row]:
+        """The rows that the evidence asks for and the catalog does not have, each as it shall be."""
         best = self.ladder.best(session)
-        if best is None or self.place_of(best.cwd) is None:
-            self._told.pop(session, None)
-        elif best.fields.state == "exited" and not self.ladder.left(session):
-            self.ladder.forget(session)
-            self._told.pop(session, None)
+        place = None if best is None else self.place_of(best.cwd)
+        for row in self._rows.get(session, {}).values():
+            if row.fields.state != "exited" and (place is None or place.workspace != row.place.workspace):
+                # It goes on elsewhere: here it is over.
+                now = now_ns()
+                over = replace(row.fields, state="exited", waiting_for=None, crashed=None)
+                yield Row(row.place, over, Stamp(now, now, CLOCK), row.revision, f"{LEASED} {LEFT}")
+        if best is None or place is None:
+            return
+        before = self._row_of(session, place.workspace)
+        if before is not None and before.place.incarnation != place.incarnation:
+            before = None
+        if before is None and (best.fields.state == "exited" or best.source == TOLD):
+            return  # it was over before anybody knew of it; and what others told is not ours to repeat
+        if before is not None and before.fields == best.fields:
+            return
+        producer, stamp = f"{LEASED} {best.source}", best.stamp
+        if before is not None and best.source == TOLD:
+            producer = before.producer
+        if before is not None and stamp.began <= before.stamp.ended and stamp.clock == before.stamp.clock:
+            # Better evidence of an earlier time than what was said before it was found.
+            stamp = Stamp(before.stamp.ended, before.stamp.ended, stamp.clock)
+        yield Row(place, best.fields, stamp, 0 if before is None else before.revision, producer)
 
-    def _observed(self, session: str, place: Where, best: Best) -> Observed:
+    def _observed(self, session: str, row: Row) -> Observed:
         fields = {
             name: _short(value)
             for name in Session.__struct_fields__
-            if (value := getattr(best.fields, name)) is not None or name in ("waiting_for", "crashed")
+            if (value := getattr(row.fields, name)) is not None or name in ("waiting_for", "crashed")
         }
+        best = self.ladder.best(session)
+        at_ms = best.at_ms if best is not None and best.fields == row.fields and best.at_ms is not None else wall_ms()
+        group = SESSION_PREFIX + session
         return Observed(
-            place.project,
-            place.workspace,
-            SESSION_PREFIX + session,
+            row.place.project,
+            row.place.workspace,
+            group,
             fields,
-            best.stamp,
-            best.at_ms if best.at_ms is not None else wall_ms(),
-            producer=f"{LEASED} {best.source}",
+            row.stamp,
+            at_ms,
+            producer=row.producer,
+            onto=row.revision,
         )
 
-    def _left(self, session: str, place: Where) -> Observed:
-        """It goes on elsewhere: here it is over."""
-        now = now_ns()
-        fields = {"state": "exited", "waiting_for": None, "crashed": None}
-        group = SESSION_PREFIX + session
-        stamp = Stamp(now, now, CLOCK)
-        return Observed(place.project, place.workspace, group, fields, stamp, wall_ms(), producer=f"{LEASED} {LEFT}")
+    def _note(self, session: str, row: Row, look: Look | None) -> None:
+        """What became of a row that was written; if another one was there, that is weighed, and it is tried again."""
+        if look is None:
+            self._rows.get(session, {}).pop(row.place.workspace, None)
+            return
+        if look.revision is None or (look.producer, look.stamp.ended) == (row.producer, row.stamp.ended):
+            taken = row._replace(stamp=look.stamp, revision=look.revision or row.revision)
+            self._rows.setdefault(session, {})[row.place.workspace] = taken
+        elif isinstance(look.value, Session):
+            self._hear(Row(row.place, look.value, look.stamp, look.revision or 0, look.producer), session, look.at_ms)
+
+    def _settle(self, session: str) -> None:
+        """What has ended and been told is forgotten, once no source has it any more."""
+        if session in self._dirty:
+            return
+        best = self.ladder.best(session)
+        if best is None or self.place_of(best.cwd) is None:
+            self._rows.pop(session, None)
+        if best is not None and best.fields.state == "exited" and not self.ladder.left(session):
+            self.ladder.forget(session)
+            self._rows.pop(session, None)
 
     def _leased(self) -> list[tuple[Where, str]]:
         """The sessions that a former run of this process told of, and that it did not see end."""
@@ -307,16 +413,20 @@ class Desk:
 
     async def _end_orphans(self, orphans: list[tuple[Where, str]]) -> None:
         """Nobody sees them any more, so they ended while nobody looked."""
-        unseen = [(place, session) for place, session in orphans if session not in self._told]
-        if unseen:
-            await self.record([self._left(session, place) for place, session in unseen])
-            self.log.info("sessions ended while nobody looked", count=len(unseen))
+        now = now_ns()
+        over, stamp = Session(state="exited"), Stamp(now, now, CLOCK)
+        unseen = [(session, Row(place, over, stamp, 0, LEASED + " " + LEFT)) for place, session in orphans]
+        events = [self._observed(*one) for one in unseen if one[0] not in self._rows]
+        if events:
+            await self.record([replace(event, onto=None) for event in events])
+            self.log.info("sessions ended while nobody looked", count=len(events))
 
     # ── sources ──────────────────────────────────────────────────────────────────────────────────
 
     async def keep(self, source: Source) -> None:
         """Run a source for ever, whatever becomes of it."""
         pause = BACKOFF_S[0]
+        await self.begun.wait()
         while True:
             began = time.monotonic()
             try:

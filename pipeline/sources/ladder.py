@@ -2,6 +2,9 @@
 
 Pure. Sightings of one session come from several sources, each of which only ever replaces its own last one. A source
 that says ``unknown`` says that something is there, which loses against any source that knows more.
+
+A hook is the word of an instant, where all else is there to be looked at again: it stands on top until something that
+is sure is dated after it (`outdated`), and never returns.
 """
 
 from __future__ import annotations
@@ -20,14 +23,14 @@ IDENTITY: Final = ("provider", "name", "model")
 
 
 class Rung(IntEnum):
-    """How good the evidence of a kind of source is."""
+    """How good the evidence of a kind of source is. `HOOK`: what was told, by whomever, for as long as it stands."""
 
     EXISTS = 1
     TERMINAL = 2
     TRANSCRIPT = 3
     STREAM = 4
-    HOOK = 5
-    REGISTRY = 6
+    REGISTRY = 5
+    HOOK = 6
 
 
 class Sighting(Struct, frozen=True):
@@ -59,12 +62,13 @@ class Best(NamedTuple):
 
 
 class _Known:
-    __slots__ = ("death", "last", "sightings")
+    __slots__ = ("death", "last", "past", "sightings")
 
     def __init__(self) -> None:
         self.sightings: dict[str, Sighting] = {}
         self.death: Best | None = None
         self.last: Best | None = None  # what was known as the last sighting was lost
+        self.past: Stamp | None = None  # until when hooks say nothing any more
 
 
 class Ladder:
@@ -79,27 +83,42 @@ class Ladder:
     def sessions(self) -> Iterable[str]:
         return self._known
 
+    def told(self) -> list[str]:
+        """The sessions of which a hook stands."""
+        return [session for session, known in self._known.items() if any(map(_is_hook, known.sightings.values()))]
+
     def saw(self, source: str, sighting: Sighting) -> bool:
-        """Take the source's newest sighting; true if what is known may have changed.
+        """Take the source's newest sighting; true if what is known has changed by it.
 
         What was seen after a death is of another life of the session: it was resumed.
         """
         known = self._known.setdefault(sighting.session, _Known())
-        former = known.sightings.get(source)
+        if _is_hook(sighting) and known.past is not None and not _after(sighting.stamp, known.past):
+            return False
+        before = self.best(sighting.session)
         known.sightings[source] = sighting
         if known.death is not None and _after(sighting.stamp, known.death.stamp):
             known.death = None
-            return True
-        return former is None or (former.fields, former.cwd) != (sighting.fields, sighting.cwd)
+        lasting = [one for one in known.sightings.values() if not _is_hook(one)]
+        for name, one in list(known.sightings.items()):
+            if _is_hook(one) and any(outdated(one, by) for by in lasting):
+                del known.sightings[name]
+                known.past = one.stamp
+        after = self.best(sighting.session)
+        return (before and (before.fields, before.cwd)) != (after and (after.fields, after.cwd))
 
     def lost(self, source: str, session: str) -> bool:
-        """The source does not have it any more; true if no other source has it either."""
+        """The source does not have it any more; true if that is its end.
+
+        It is, if no other source has it either. But what a hook told stands, unless it was the agent's own registry
+        that had the session and has it no more.
+        """
         known = self._known.get(session)
         if known is None or source not in known.sightings:
             return False
         known.last = weigh(known.sightings)
-        del known.sightings[source]
-        return not known.sightings
+        gone = known.sightings.pop(source)
+        return not self.left(session) and (gone.rung is Rung.REGISTRY or not known.sightings)
 
     def ended(self, source: str, session: str, stamp: Stamp, at_ms: int, *, crashed: bool) -> bool:
         """The session's process has ended, or nobody sees it any more; false if that was known."""
@@ -110,16 +129,17 @@ class Ladder:
         if best is None:
             return False
         fields = replace(best.fields, state="exited", waiting_for=None, crashed=crashed)
-        known.death = Best(source, best.cwd, fields, stamp, at_ms)
+        known.death, known.past = Best(source, best.cwd, fields, stamp, at_ms), stamp
+        known.sightings = {name: one for name, one in known.sightings.items() if not _is_hook(one)}
         return True
 
     def forget(self, session: str) -> None:
         self._known.pop(session, None)
 
     def left(self, session: str) -> bool:
-        """Whether any source still sees something of it."""
+        """Whether any source still sees something of it; that a hook told of it does not count."""
         known = self._known.get(session)
-        return known is not None and bool(known.sightings)
+        return known is not None and not all(map(_is_hook, known.sightings.values()))
 
     def best(self, session: str) -> Best | None:
         """``None`` for a session of which there is no evidence at all."""
@@ -144,6 +164,22 @@ def weigh(sightings: dict[str, Sighting]) -> Best | None:
     if fields.state != "exited":
         fields = replace(fields, crashed=None)
     return Best(source, ranked[0][1].cwd, fields, winner.stamp, winner.at_ms)
+
+
+def outdated(told: Sighting, by: Sighting) -> bool:
+    """Whether evidence that lasts ends what a hook told: it is dated after it, and says something for certain.
+
+    Lines of an agent that waits for a permission read as if it worked, so against a wait they are not certain.
+    """
+    if by.rung < Rung.TRANSCRIPT or by.fields.state in (None, "unknown"):
+        return False
+    if by.stamp.clock == told.stamp.clock and by.stamp.began <= told.stamp.ended:
+        return False
+    return by.rung is Rung.REGISTRY or (told.fields.state, by.fields.state) != ("waiting", "working")
+
+
+def _is_hook(sighting: Sighting) -> bool:
+    return sighting.rung is Rung.HOOK
 
 
 def _knowledge(fields: Session) -> int:

@@ -94,17 +94,19 @@ class Processes(Source):
         while True:
             began = now_ns()
             await asyncio.to_thread(self.table.sweep)
-            desk.agents = dict(self.table.agents)
-            desk.swept.set()
+            desk.take_agents(dict(self.table.agents))
             self._tell(desk, Stamp(began, now_ns(), CLOCK))
             self.fares("running")
             await asyncio.sleep(SWEEP_S)
 
     def _tell(self, desk: Desk, stamp: Stamp) -> None:
+        hooked = desk.hooked()
         here = [
             agent
             for agent in self.table.agents.values()
-            if agent.provider not in OWN_SESSIONS and desk.place_of(agent.cwd) is not None
+            if agent.provider not in OWN_SESSIONS
+            and (place := desk.place_of(agent.cwd)) is not None
+            and (place.workspace, agent.provider) not in hooked
         ]
         sightings = [
             Sighting(

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.domain.model import Session, Stamp
-from pipeline.sources.ladder import Ladder, Rung, Sighting, weigh
+from pipeline.sources.ladder import Ladder, Rung, Sighting, outdated, weigh
 
 
 def sighting(
@@ -105,3 +106,62 @@ def test_no_lower_rung_ever_decides_what_a_higher_one_knows(seen: dict[str, Sigh
     else:
         assert best.fields.state == "unknown"
     assert best.fields.name == ("n" if any(one.fields.name for one in seen.values()) else None)
+
+
+@pytest.mark.parametrize(
+    ("told", "by", "over"),
+    [
+        (("working", 10), (Rung.REGISTRY, 11, "idle"), True),
+        (("working", 10), (Rung.REGISTRY, 10, "idle"), False),
+        (("working", 10), (Rung.REGISTRY, 11, None), False),
+        (("working", 10), (Rung.REGISTRY, 11, "unknown"), False),
+        (("waiting", 10), (Rung.REGISTRY, 11, "working"), True),
+        (("waiting", 10), (Rung.TRANSCRIPT, 11, "working"), False),
+        (("waiting", 10), (Rung.TRANSCRIPT, 11, "idle"), True),
+        (("idle", 10), (Rung.TRANSCRIPT, 11, "working"), True),
+        (("idle", 10), (Rung.TRANSCRIPT, 9, "working"), False),
+        (("idle", 10), (Rung.TERMINAL, 11, "working"), False),
+        (("idle", 10), (Rung.EXISTS, 11, "error"), False),
+    ],
+)
+def test_what_a_hook_told_stands_until_something_certain_is_dated_after_it(told: Any, by: Any, over: bool) -> None:
+    state, at = told
+    rung, later, other = by
+    assert outdated(sighting(Rung.HOOK, at, state), sighting(rung, later, other)) is over
+
+
+def test_a_hook_of_another_boot_stands_only_while_nothing_else_is_known() -> None:
+    former = Sighting("s", "/w", Rung.HOOK, Session(state="waiting"), Stamp(99, 99, "before"))
+    assert outdated(former, sighting(Rung.TRANSCRIPT, 1, "idle"))
+    assert not outdated(former, sighting(Rung.EXISTS, 1, "idle"))
+
+
+def test_a_hook_that_is_outdated_does_not_return_and_a_later_one_counts() -> None:
+    ladder = Ladder()
+    ladder.saw("told", sighting(Rung.HOOK, 10, "waiting"))
+    assert ladder.saw("tail", sighting(Rung.TRANSCRIPT, 11, "idle"))
+    ladder.saw("tail", sighting(Rung.TRANSCRIPT, 12, "working"))
+    assert not ladder.saw("told", sighting(Rung.HOOK, 10, "waiting"))  # found in the catalog once more
+    assert ladder.best("s").fields.state == "working"  # type: ignore[union-attr]
+    assert ladder.told() == []
+    assert ladder.saw("told", sighting(Rung.HOOK, 13, "waiting"))
+    assert ladder.ended("death", "s", Stamp(20, 20, "here"), 20, crashed=True)
+    assert not ladder.saw("told", sighting(Rung.HOOK, 19, "working"))  # in flight as the agent died
+    assert ladder.best("s").fields.state == "exited"  # type: ignore[union-attr]
+    assert ladder.saw("told", sighting(Rung.HOOK, 21, "idle"))  # resumed
+    assert ladder.best("s").fields.state == "idle"  # type: ignore[union-attr]
+
+
+@given(st.lists(_sightings, max_size=12))
+def test_whatever_is_seen_a_wait_that_a_hook_told_of_is_hidden_by_nothing_unsure(seen: list[Sighting]) -> None:
+    ladder = Ladder()
+    ladder.saw("told", sighting(Rung.HOOK, 5, "waiting"))
+    over = False
+    for one in seen:
+        if one.rung is Rung.HOOK:
+            continue
+        ladder.saw(one.rung.name, one)
+        over = over or outdated(sighting(Rung.HOOK, 5, "waiting"), one)
+        assert (ladder.told() == []) == over
+        if not over:
+            assert ladder.best("s").fields.state == "waiting"  # type: ignore[union-attr]
