@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Final, Protocol
 
 from gateway.lane import fan_out
+from gateway.ring import Send, write_each
 from gateway.session import Close
 from gateway.shelf import Shelf
 from pipeline import bus, frames, wire
@@ -84,7 +85,12 @@ class Away(Exception):
 
 class Hub:
     def __init__(
-        self, run_dir: Path, name: str, database: Callable[[], str], max_clients: int = Gateway().max_sockets
+        self,
+        run_dir: Path,
+        name: str,
+        database: Callable[[], str],
+        max_clients: int = Gateway().max_sockets,
+        send: Send = write_each,
     ) -> None:
         self.max_clients = max_clients
         self.shelves: dict[str, Shelf] = {}
@@ -96,6 +102,7 @@ class Hub:
         self._name = name
         self._database = database
         self._run_dir = run_dir
+        self._send = send
         self._loop = asyncio.get_running_loop()
         self._watching: dict[Client, frozenset[str]] = {}
         self._dirty: set[str] = set()
@@ -270,7 +277,7 @@ class Hub:
 
     def _fan_out(self, ready: set[Client], shelf: Shelf) -> Collection[Client]:
         try:
-            return fan_out(ready, shelf)
+            return fan_out(ready, shelf, self._send)
         except Exception as error:  # one of them; each by itself, it shows which
             self._tell(error)
             return ready

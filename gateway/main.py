@@ -24,6 +24,7 @@ from gateway.access import LOOPBACK, Access, token_of
 from gateway.figures import Figures
 from gateway.hub import Hub
 from gateway.ingest import Recorder
+from gateway.ring import Ring, Send, Unavailable, write_each
 from gateway.session import Close
 from gateway.socket import FAREWELL_S, Tally
 from pipeline import bus, frames
@@ -53,7 +54,7 @@ async def main(process: Process) -> None:
         run_dir=settings.run_dir,
         log=process.log,
     )
-    hub = Hub(settings.run_dir, process.name, lambda: recorder.state, gateway.max_sockets)
+    hub = Hub(settings.run_dir, process.name, lambda: recorder.state, gateway.max_sockets, writer(process))
     access.watch(hub.regrant)
     tally = Tally()
     Figures(process, hub, tally, recorder)
@@ -91,6 +92,22 @@ async def main(process: Process) -> None:
     await asyncio.to_thread(recorder.close)
     hub.close()
     bus.close()
+
+
+def writer(process: Process) -> Send:
+    """How a frame gets to many sockets."""
+    why = "gateway.io_uring is off"
+    if process.settings.gateway.io_uring:
+        try:
+            ring = Ring.open()
+        except Unavailable as error:
+            why = str(error)
+        else:
+            process.figures["writer"] = "io_uring"
+            return ring.send
+    process.log.info("frames are written one by one", why=why)
+    process.figures["writer"] = "write"
+    return write_each
 
 
 async def checking(recorder: Recorder) -> None:

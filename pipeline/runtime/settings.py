@@ -71,6 +71,7 @@ class Gateway(Section, frozen=True):
     send_buffer: Annotated[int, Meta(ge=4096)] = 65_536
     max_sockets: Count = 500
     compress: bool = True
+    io_uring: bool = True
 
 
 class Git(Section, frozen=True):

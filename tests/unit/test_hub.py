@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import pytest
 from gateway import framing
 from gateway.hub import BACKLOG, TICK_MAX_S, Hub
 from gateway.lane import fan_out
+from gateway.ring import Ring, Send, Unavailable, write_each
 from gateway.session import Close, Session
 from gateway.socket import STALLED_NS, Outlet, Tally
 from gateway.tokens import OPERATOR, Caller
@@ -109,8 +110,8 @@ class Plugged(Wire):
 class World:
     """The hub, and a project that changes."""
 
-    def __init__(self, run_dir: Path) -> None:
-        self.hub = Hub(run_dir, "gateway-0", lambda: "ok", max_clients=3)
+    def __init__(self, run_dir: Path, send: Send = write_each) -> None:
+        self.hub = Hub(run_dir, "gateway-0", lambda: "ok", max_clients=3, send=send)
         self.sockets: list[Plugged] = []
         self.hub.follower.head = wire.Heartbeat("e1", 1, now_ns(), {}, census_ns=1)
         self.hub.follower.heard_ns = now_ns()
@@ -143,14 +144,27 @@ class World:
         await asyncio.sleep(2 * self.hub.tick())
 
 
-@pytest.fixture
-async def world(tmp_path: Path) -> AsyncIterator[World]:
-    found = World(tmp_path)
+@pytest.fixture(params=["write"])
+async def world(tmp_path: Path, request: pytest.FixtureRequest) -> AsyncIterator[World]:
+    found = World(tmp_path, request.getfixturevalue("ring").send if request.param == "io_uring" else write_each)
     yield found
     for client in found.sockets:
         client.unplug()
     found.hub.close()
     bus.close()
+
+
+@pytest.fixture
+def ring() -> Iterator[Ring]:
+    try:
+        found = Ring.open()
+    except Unavailable as error:
+        pytest.skip(str(error))
+    yield found
+    found.close()
+
+
+both_ways = pytest.mark.parametrize("world", ["write", "io_uring"], indirect=True)
 
 
 async def until(condition: Any, seconds: float = 10.0) -> None:
@@ -237,6 +251,7 @@ def told(data: bytes) -> list[tuple[int, int]]:
     return [(frame["from"], frame["to"]) for frame in map(json.loads, framing.payloads(data))]
 
 
+@both_ways
 async def test_clients_at_one_cursor_are_written_to_directly_and_share_one_frame(world: World) -> None:
     """W2, W4."""
     clients = [world.plugged() for _ in range(3)]
@@ -257,6 +272,7 @@ async def test_clients_at_one_cursor_are_written_to_directly_and_share_one_frame
     ) == sum(map(len, arrived))
 
 
+@both_ways
 async def test_whoever_is_owed_something_else_is_answered_by_his_session(world: World) -> None:
     """W3."""
     client = world.plugged()
@@ -270,6 +286,7 @@ async def test_whoever_is_owed_something_else_is_answered_by_his_session(world: 
     assert told(client.plain()) == [(1, 2)]
 
 
+@both_ways
 async def test_a_client_that_comes_from_behind_gets_its_own_difference(world: World) -> None:
     """W3."""
     ahead, behind = world.plugged(), world.plugged()
@@ -286,6 +303,7 @@ async def test_a_client_that_comes_from_behind_gets_its_own_difference(world: Wo
     assert told(behind.plain()) == [(1, 2)]
 
 
+@both_ways
 async def test_cursors_subscriptions_and_forms_that_differ_are_not_mixed_up(world: World) -> None:
     """W3."""
     world.hub.max_clients = 4
@@ -310,6 +328,7 @@ async def test_cursors_subscriptions_and_forms_that_differ_are_not_mixed_up(worl
     assert [client.session.subscriptions[0].version for client in clients] == [2] * 4
 
 
+@both_ways
 async def test_a_frame_that_fits_in_part_is_finished_by_the_transport(world: World) -> None:
     """W5: nothing of ours may come between its halves."""
     client = world.plugged()
@@ -323,6 +342,7 @@ async def test_a_frame_that_fits_in_part_is_finished_by_the_transport(world: Wor
     assert told(head + rest) == [(0, 1)]
 
 
+@both_ways
 async def test_a_socket_without_room_costs_the_client_nothing_but_the_lane(world: World) -> None:
     """W5."""
     client, live = world.plugged(), world.plugged()
@@ -333,6 +353,7 @@ async def test_a_socket_without_room_costs_the_client_nothing_but_the_lane(world
     assert [(f["from"], f["to"]) for _, f in client.pipe.frames("delta")] == [(0, 1)]
 
 
+@both_ways
 async def test_a_connection_that_closes_or_has_left_is_not_written_to(world: World) -> None:
     """W1: its descriptor may soon be somebody else's."""
     closing, left = world.plugged(), world.plugged()
