@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 _BEAT_S = 1.0
 _BEATS_PER_MEASURE = 5
 _GRACE_S = 1.0
+_CANCEL_AGAIN_S = 0.2
 _DESCRIPTORS = 65_536
 _COROUTINE = 0x80  # inspect.CO_COROUTINE, without the price of importing inspect
 
@@ -129,12 +130,17 @@ class Process(Member):
             self.fail("task failed", error, task=task.get_name())
 
     async def cancel_tasks(self) -> None:
+        """Cancel all that runs beside main, and wait for it.
+
+        A cancellation is said again to whoever goes on: one that meets the end of what is waited for gets lost, which
+        libraries do and `asyncio.wait_for` as well.
+        """
         import asyncio
 
-        tasks = list(self._tasks)
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        while self._tasks:
+            for task in self._tasks:
+                task.cancel()
+            await asyncio.wait(self._tasks, timeout=_CANCEL_AGAIN_S)
 
 
 class PlainProcess(Member):

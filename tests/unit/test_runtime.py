@@ -70,6 +70,18 @@ async def leaves_a_task(process):
     process.spawn(work(), "work")
     await begun.wait()
 
+async def leaves_a_deaf_task(process):
+    begun = asyncio.Event()
+    async def work():
+        for word in ("begun", "went on", "cancelled"):
+            try:
+                begun.set()
+                await asyncio.Event().wait()
+            except asyncio.CancelledError:
+                print(word, flush=True)
+    process.spawn(work(), "work")
+    await begun.wait()
+
 def plain(process):
     process.figures["plain"] = 1
     while not process.stopping.wait(0.05):
@@ -204,6 +216,11 @@ def test_a_second_signal_ends_at_once(start: Callable[..., Running]) -> None:
 def test_tasks_are_cancelled_when_main_returns(start: Callable[..., Running]) -> None:
     code, log = start("leaves_a_task").end()
     assert (code, "cancelled" in log) == (0, True)
+
+
+def test_a_task_that_takes_its_cancellation_for_something_else_is_told_again(start: Callable[..., Running]) -> None:
+    code, log = start("leaves_a_deaf_task").end()
+    assert (code, "cancelled" in log, "in time" in log) == (0, True, False)
 
 
 def test_a_name_runs_once_per_home_and_the_second_says_who_has_it(home: Path) -> None:
