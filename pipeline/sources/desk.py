@@ -11,6 +11,7 @@ is written in view of a row: if somebody else has written it meanwhile, his word
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -205,12 +206,15 @@ class Desk:
         return alive
 
     def _died(self, session: str, *, left: bool = False) -> None:
+        self._process.spawn(self._bury(session, left), name=f"bury {session}")
+
+    async def _bury(self, session: str, left: bool) -> None:
+        """After a death, its last words heard: if it had no time to put its things away, it did not end by itself."""
+        await asyncio.sleep(LAST_WORDS_S)
+        with contextlib.suppress(CatalogUnavailable):
+            await self._read_back()
         best = self.ladder.best(session)
         busy = best is not None and best.fields.state in BUSY
-        asyncio.get_running_loop().call_later(LAST_WORDS_S, self._bury, session, busy, left)
-
-    def _bury(self, session: str, busy: bool, left: bool) -> None:
-        """After a death: if it had no time to put its things away, it was not the one who ended it."""
         self.ended(DEATH, session, crashed=busy and (left or self.ladder.left(session)))
 
     def _mark(self, session: str) -> None:

@@ -154,16 +154,19 @@ def test_a_death_overrides_what_a_hook_told_and_lines_too(settings, repo, monkey
                 desk = await running.follow(repo)
                 desk.saw("registry", [seen(repo, "working", **entry)])
                 await becomes(running, Session(provider="claude", state="working"))
+                monkeypatch.setattr("pipeline.sources.desk.PLACES_S", 60)
+                await asyncio.sleep(0.1)
                 hook(running, repo, state="waiting", waiting_for="permission")
                 desk.saw("tail", [seen(repo, "working", rung=Rung.TRANSCRIPT)])
-                await weighed(running)
                 if not before:
+                    # At once: nobody has read the hook.
                     agent.kill()
                     agent.wait()
                     await becomes(running, Session(provider="claude", state="exited", crashed=True))
                     return
             agent.kill()
             agent.wait()
+            monkeypatch.setattr("pipeline.sources.desk.PLACES_S", 0.05)
             async with Running(settings, monkeypatch) as running:
                 desk = await running.follow(repo)
                 desk.saw("registry", [seen(repo, "waiting", waiting_for="permission", **entry)])  # what was left
