@@ -38,7 +38,7 @@ MAX_INDEX: Final = 1 << 30
 MAX_SHADOWS: Final = 2048
 MAX_KNOWN: Final = 512
 MAX_INCLUDES: Final = 10
-PRUNE_S: Final = 600.0
+PRUNE_S: Final = 120.0
 BUSY_S: Final = 0.01
 _TAIL: Final = 20
 

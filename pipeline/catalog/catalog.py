@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from sqlalchemy import Engine
 
-from pipeline.catalog import migrate, projects, record, tokens, workspaces, worktrees
+from pipeline.catalog import migrate, projects, record, retention, tokens, workspaces, worktrees
 from pipeline.catalog.database import Database
 from pipeline.catalog.projects import Added, Project
 from pipeline.catalog.record import Observed
@@ -153,6 +153,19 @@ class Catalog:
         domain = self.domain()
         with self.database.write() as tx:
             return workspaces.archive_workspace(tx, domain, workspace, stamp, at_ms, producer)
+
+    def forget(self, before_ms: int) -> int:
+        """Forget what was archived or removed before this time; returns how many rows. Takes a few at a time."""
+        with self.database.read() as tx:
+            if not retention.is_due(tx, before_ms):
+                return 0
+        count = 0
+        while True:
+            with self.database.write() as tx:
+                gone = retention.forget(tx, before_ms)
+            count += gone
+            if gone < retention.MOST:
+                return count
 
     def create_token(
         self,

@@ -14,6 +14,7 @@ from sqlalchemy import ColumnElement, Connection, Table, bindparam, case, delete
 from pipeline.bridges import pull_request, ratchet, run_script, session, terminal, workspace
 from pipeline.bridges.row import Place, Row, stamp_of
 from pipeline.catalog import tables
+from pipeline.catalog.retention import first_incarnation
 from pipeline.domain import order
 from pipeline.domain.model import SESSION_PREFIX, Look, Stamp, kind_of
 
@@ -190,7 +191,7 @@ class _Batch:
         row: dict[str, Any] = {
             "id": event.workspace,
             "project_id": event.project,
-            "incarnation": 1,
+            "incarnation": first_incarnation(self.tx),
             "path": fields.get("path"),
             "git_dir": None,
             "common_dir": None,

@@ -12,6 +12,7 @@ from pipeline.bridges import workspace
 from pipeline.catalog import tables
 from pipeline.catalog.ids import fingerprint, shown, worktree_id
 from pipeline.catalog.record import archived, forget_groups, judge, observed, place_of, write_workspaces
+from pipeline.catalog.retention import first_incarnation
 from pipeline.domain.model import Look, Stamp
 
 PRODUCER: Final = "discovery"
@@ -76,7 +77,7 @@ def _made(tx: Connection, project: str, worktree: Worktree, stamp: Stamp, at_ms:
     return {
         "id": name,
         "project_id": project,
-        "incarnation": 1,
+        "incarnation": first_incarnation(tx),
         **_pins(worktree),
         "present": True,
         "revision_floor": 0,

@@ -86,6 +86,7 @@ class Git(Section, frozen=True):
 
 class Database(Section, frozen=True):
     url: str = ""
+    keep_archived_days: Annotated[float, Meta(gt=0, le=36_500)] = 30
 
 
 class Reconciler(Section, frozen=True):

@@ -20,6 +20,7 @@ from pipeline.domain.model import Look, Stamp
 from pipeline.gitdir import GitDirError
 from pipeline.runtime.clock import CLOCK, now_ns, wall_ms
 from pipeline.runtime.process import Process
+from pipeline.sources import retention
 from pipeline.sources.outbox import Outbox
 from pipeline.sources.watching import Watching
 from pipeline.sources.worktree_list import Listed, ListError, list_worktrees
@@ -257,6 +258,7 @@ async def discover(process: Process, catalog: Catalog, outbox: Outbox) -> None:
     watch = ChangeWatch(catalog)
     settings = process.settings
     process.spawn(discovery.watching.run(), name="discovery watch")
+    process.spawn(retention.keep(process, catalog), name="retention")
     cadence = asyncio.get_running_loop().time() + settings.sources.discover_s
     stale = True
     try:

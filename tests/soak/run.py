@@ -33,6 +33,8 @@ max_tombstones = 128
 discover_s = 10
 [reconciler]
 every_s = 15
+[database]
+keep_archived_days = 0.001
 """
 
 
