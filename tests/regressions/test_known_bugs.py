@@ -6,6 +6,8 @@ them is in docs/reliability.md.
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,6 +18,7 @@ from pipeline.domain.model import Census, Ci, Git, Key, Life, Look, Pr, Session,
 from pipeline.domain.store import Store
 from tests.laws.looks import CLOCK, WALL, census, git, life, look, session, stamp, store, told
 
+ROOT = Path(__file__).parents[2]
 SECOND = 1_000_000_000
 
 
@@ -220,3 +223,16 @@ def test_sessions_of_a_producer_that_died_are_unknown_until_it_is_heard_again(ag
     aggregator.writer.beat()
     assert aggregator.state()["w"]["sessions"]["s"]["state"] == "unknown"
     assert aggregator.state()["w"]["status"]["code"] == "session_unknown"
+
+
+def test_the_table_of_known_bugs_names_every_test_of_this_folder_and_no_other() -> None:
+    """O3: docs/reliability.md says what is known, and by which test it is held."""
+    table = (ROOT / "docs/reliability.md").read_text().partition("## Known bugs of its kind")[2].partition("\n## ")[0]
+    named = re.findall(r"`(test_\w+)`", table)
+    defined = {
+        name
+        for path in Path(__file__).parent.glob("test_*.py")
+        for name in re.findall(r"def (test_\w+)", path.read_text())
+    }
+    assert len(named) == len(set(named))
+    assert set(named) == defined - {"test_the_table_of_known_bugs_names_every_test_of_this_folder_and_no_other"}
