@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 
-NAMES = ("core", "bus", "latency", "restart", "idle", "fanout", "board", "sources", "git")
+NAMES = ("core", "bus", "latency", "restart", "idle", "fanout", "board", "sources", "git", "github")
 
 
 def main(names: list[str]) -> int:

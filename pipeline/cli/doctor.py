@@ -153,6 +153,28 @@ def _token(settings: Settings) -> Iterator[Finding]:
         yield Finding("token", "ok", f"{path} ({mode:04o})")
 
 
+def _github(settings: Settings) -> Iterator[Finding]:
+    if settings.sources.github:
+        import asyncio
+
+        from pipeline.sources.github import token
+
+        host = settings.github.host
+        try:
+            token.endpoint(host, settings.github.api)
+        except ValueError as error:
+            yield Finding(
+                "github", "fail", str(error), "correct it in treewire.toml of the home, or in the environment"
+            )
+        else:
+            known = asyncio.run(token.token(host)) != ""
+            hint = "no token, so nothing is asked; to see pull requests set GITHUB_TOKEN, or run `gh auth login`"
+            yield Finding("github", "ok", f"there is a token for {host}" if known else hint)
+    secret = settings.webhook_secret_path
+    if secret.exists() and (mode := stat.S_IMODE(os.lstat(secret).st_mode)) & 0o077:
+        yield Finding("webhooks", "fail", f"others can read {secret} ({mode:04o})", f"chmod 600 {secret}")
+
+
 def _database(settings: Settings) -> Iterator[Finding]:
     from sqlalchemy.engine import make_url
     from sqlalchemy.exc import ArgumentError
@@ -274,6 +296,7 @@ CHECKS: tuple[Callable[[Settings], Iterator[Finding]], ...] = (
     _wall,
     _home,
     _token,
+    _github,
     _database,
     _inotify,
     _descriptors,

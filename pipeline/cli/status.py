@@ -118,8 +118,8 @@ def _print(settings: Settings, report: dict[str, Any]) -> None:
         if row["name"] == "dispatcher":
             for line in _git(figures):
                 click.echo(line)
-        if (budget := figures.pop("github_budget", "")) and (asked := figures.pop("github_branches", 0)):
-            click.echo(f"github: {asked} branches; {budget}")
+        if said := _github(figures):
+            click.echo(said)
         if figures:
             click.echo(
                 f"{row['name']}: "
@@ -160,6 +160,16 @@ def _git(figures: dict[str, Any]) -> list[str]:
     there = f"{take('worktrees')} worktrees, {take('workers')} workers"
     head = f"git: {there}, {take('queue')} waiting, {take('running')} running"
     return [head, *(f"  {name:<10} {text}" for name, text in parts.items() if text)]
+
+
+def _github(figures: dict[str, Any]) -> str:
+    """What GitHub lets us spend, in words; takes out of `figures` what it shows."""
+    names = ("branches", "points_hour", "remaining", "limit", "resets")
+    branches, points, remaining, limit, resets = (figures.pop(f"github_{name}", "") for name in names)
+    if branches == "":
+        return ""
+    left = f"; {remaining} of {limit} left until {resets}" if limit != "" else "; without a limit"
+    return f"github: {branches} branches, {points} points used here in the last hour{left}"
 
 
 def _cells(row: dict[str, Any]) -> tuple[str, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,8 +13,10 @@ from hypothesis import strategies as st
 
 from pipeline.bridges import github as bridge
 from pipeline.bridges.github import Answer, Ask, Budget, Failure, Found
+from pipeline.cli import doctor, status
 from pipeline.domain.model import Ci, Pr
-from pipeline.sources.github import client
+from pipeline.runtime.settings import Settings
+from pipeline.sources.github import client, token
 from pipeline.sources.github.client import Refused
 from pipeline.sources.github.plan import (
     CADENCE_S,
@@ -26,6 +29,7 @@ from pipeline.sources.github.plan import (
     Interest,
     Plan,
 )
+from pipeline.sources.github.poller import FIGURES
 from pipeline.sources.github.remotes import Pushed, pushed, repository
 from pipeline.sources.github.remotes import parse as configured
 from pipeline.wire import Hint
@@ -280,11 +284,45 @@ def test_a_refusal_is_told_by_its_fault_and_when_to_come_again(status, headers, 
 
 
 def test_the_token_goes_nowhere_in_the_clear() -> None:
-    assert client.endpoint("github.com", "") == "https://api.github.com/graphql"
-    assert client.endpoint("git.acme.org", "") == "https://git.acme.org/api/graphql"
-    assert client.endpoint("github.com", "http://127.0.0.1:1/graphql") == "http://127.0.0.1:1/graphql"
+    assert token.endpoint("github.com", "") == "https://api.github.com/graphql"
+    assert token.endpoint("git.acme.org", "") == "https://git.acme.org/api/graphql"
+    assert token.endpoint("github.com", "http://127.0.0.1:1/graphql") == "http://127.0.0.1:1/graphql"
     with pytest.raises(ValueError, match="would send the token in the clear"):
-        client.endpoint("github.com", "http://api.github.com/graphql")
+        token.endpoint("github.com", "http://api.github.com/graphql")
+
+
+def test_the_doctor_says_whether_there_is_a_token_and_what_is_wrong(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("GH_TOKEN", "GITHUB_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+
+    def found(**more: object) -> list[tuple[str, str, str]]:
+        overrides = {name.replace("_", ".", 1): value for name, value in more.items()}
+        settings = Settings.load(tmp_path / "home", overrides, environ={})
+        return [(one.check, one.level, one.found) for one in doctor._github(settings)]
+
+    assert found()[0][:2] == ("github", "ok")
+    assert "no token, so nothing is asked" in found()[0][2]
+    monkeypatch.setenv("GITHUB_TOKEN", "ghp_x")
+    assert found() == [("github", "ok", "there is a token for github.com")]
+    assert found(github_host="git.acme.org")[0][2].startswith("no token")
+    assert found(github_api="http://api.github.com/graphql")[0][:2] == ("github", "fail")
+    assert found(sources_github=False) == []
+    secret = tmp_path / "secret"
+    secret.write_text("x")
+    secret.chmod(0o644)
+    assert found(github_webhook_secret_file=str(secret))[1][:2] == ("webhooks", "fail")
+
+
+def test_status_shows_what_may_be_spent() -> None:
+    told = {"github_branches": 3, "github_points_hour": 12, "github_remaining": 4211, "github_limit": 5000}
+    figures = {**told, "github_resets": "14:03", "worktrees": 3}
+    words = "github: 3 branches, 12 points used here in the last hour; 4211 of 5000 left until 14:03"
+    assert status._github(figures) == words
+    assert figures == {"worktrees": 3}
+    assert status._github(dict.fromkeys(FIGURES, "")) == status._github({}) == ""
 
 
 # ── remotes ──────────────────────────────────────────────────────────────────────────────────────
@@ -392,11 +430,6 @@ def tell(
     plan.told(asked, Answer([one] * len(asked), None, 1, {}), allowance, now)
 
 
-def interval(plan: Plan, now: float) -> float:
-    """Seconds until it asks again, from a moment at which it has asked."""
-    return plan.wait(now)
-
-
 @pytest.mark.parametrize(
     ("one", "state"),
     [
@@ -415,17 +448,17 @@ def interval(plan: Plan, now: float) -> float:
 def test_the_cadence_follows_from_what_is_known_and_from_who_looks_on(one, state, watched) -> None:
     plan = followed(int(watched), int(not watched))
     tell(plan, plan.take(0.0), 0.0, one)
-    assert interval(plan, 0.0) == CADENCE_S[state][not watched]
+    assert plan.wait(0.0) == CADENCE_S[state][not watched]
 
 
 def test_nobody_looking_on_makes_it_slow_at_once_and_somebody_fast() -> None:
     plan = followed(1)
     tell(plan, plan.take(0.0), 0.0, pull())
-    watched = interval(plan, 0.0)
+    watched = plan.wait(0.0)
     plan.follow({branches(1)[0]: Interest(False, True)})
-    assert interval(plan, 0.0) > 5 * watched
+    assert plan.wait(0.0) > 5 * watched
     plan.follow({branches(1)[0]: Interest(True, True)})
-    assert interval(plan, 0.0) == watched
+    assert plan.wait(0.0) == watched
 
 
 def test_checks_that_are_not_announced_yet_are_waited_for_only_so_long() -> None:
@@ -433,15 +466,15 @@ def test_checks_that_are_not_announced_yet_are_waited_for_only_so_long() -> None
     while now < HOUR_S / 2:
         tell(plan, plan.take(now), now, pull(ci=Ci(state="unknown", passed=0)))
         now += plan.wait(now)
-    assert interval(plan, now) == 0
+    assert plan.wait(now) == 0
     plan.take(now)
-    assert interval(plan, now) == CADENCE_S["open"][0]
+    assert plan.wait(now) == CADENCE_S["open"][0]
 
 
 def test_a_branch_that_was_never_pushed_is_hardly_asked_for() -> None:
     plan = followed(1, pushed=False)
     tell(plan, plan.take(0.0), 0.0, None)
-    assert interval(plan, 0.0) == CADENCE_S["unpushed"][0]
+    assert plan.wait(0.0) == CADENCE_S["unpushed"][0]
 
 
 def test_a_question_is_filled_up_with_what_is_due_soon_and_never_too_large() -> None:
@@ -532,6 +565,51 @@ def test_below_the_users_share_nothing_is_asked_until_the_limit_is_new() -> None
     assert plan.take(599.0) == []
     assert plan.wait(0.0) == 600
     assert len(plan.take(600.0)) == 1
+
+
+def test_what_may_be_spent_is_spread_over_the_time_until_the_limit_is_new() -> None:
+    plan = followed(300)
+    tell(plan, plan.take(0.0), 0.0, pull(), Allowance(5000, 2100, 3600.0))
+    assert plan.wait(0.0) == pytest.approx(36.0)
+    assert plan.take(35.0) == []
+    assert len(plan.take(36.0)) == SIZE
+
+
+def test_where_not_all_can_be_asked_for_those_that_are_looked_at_go_first_and_take_turns() -> None:
+    plan, now, turns = followed(60, 240), 0.0, []
+    while now < WINDOW_S:
+        if asked := plan.take(now):
+            turns.append([ask.branch for ask in asked])
+            waiting = Ci(state="pending", passed=0, failed=0, pending=1)
+            tell(plan, asked, now, pull(ci=waiting), Allowance(100, 40 + 8 - len(turns), WINDOW_S))
+        now += 5.0
+    assert len(turns) == 8
+    watched = [branch.name for branch in branches(60)]
+    times = {name: sum(name in turn for turn in turns) for name in watched}
+    assert min(times.values()) >= 2
+    assert sum(len(turn) for turn in turns) == sum(times.values())
+
+
+def test_after_a_hint_a_branch_is_asked_for_as_if_something_went_on_for_a_while() -> None:
+    plan = followed(1)
+    tell(plan, plan.take(0.0), 0.0, pull())
+    plan.hint(Hint(REPO, "b000"))
+    now, gaps = 5.0, []
+    for _ in range(5):
+        tell(plan, plan.take(now), now, pull())
+        gaps.append(plan.wait(now))
+        now += gaps[-1]
+    assert gaps == [50, 50, 50, 120, 120]
+
+
+def test_a_hint_that_met_a_server_that_failed_is_not_forgotten() -> None:
+    plan = followed(1)
+    tell(plan, plan.take(0.0), 0.0, pull())
+    plan.hint(Hint(REPO, "b000"))
+    plan.refused(plan.take(5.0), Failure("server", "502"), None, 5.0)
+    assert plan.take(9.0) == []
+    tell(plan, plan.take(10.0), 10.0, pull())
+    assert plan.wait(10.0) == CADENCE_S["moving"][0]
 
 
 @given(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import os
 from collections.abc import Mapping
 from email.utils import parsedate_to_datetime
 from typing import Any, Final, NamedTuple
@@ -14,13 +12,11 @@ import aiohttp
 import msgspec
 
 from pipeline.bridges.github import Failure, clean
+from pipeline.sources.github.token import LOOPBACK
 
 DEADLINE_S: Final = 30.0
-GH_S: Final = 5.0
 MAX_BYTES: Final = 8 << 20
 OK, UNAUTHORIZED, FORBIDDEN, TOO_MANY, SERVER = 200, 401, 403, 429, 500
-PUBLIC: Final = "github.com"
-LOOPBACK: Final = ("127.0.0.1", "localhost", "::1")
 AGENT: Final = "treewire"
 
 
@@ -151,45 +147,3 @@ def _date(text: str) -> int | None:
         return round(parsedate_to_datetime(text).timestamp() * 1000)
     except (ValueError, TypeError):
         return None
-
-
-def endpoint(host: str, api: str) -> str:
-    """The address of the API. Raises `ValueError` for one that the token must not be sent to."""
-    url = api or ("https://api.github.com/graphql" if host == PUBLIC else f"https://{host}/api/graphql")
-    parts = urlsplit(url)
-    if parts.scheme != "https" and not (parts.scheme == "http" and parts.hostname in LOOPBACK):
-        raise ValueError(f"github.api = {url!r} would send the token in the clear: write it with https")
-    return url
-
-
-async def token(host: str) -> str:
-    """As gh finds it: from the environment, else what gh itself has; "" if there is none.
-
-    A token of github.com is not for another host.
-    """
-    names = ("GH_TOKEN", "GITHUB_TOKEN") if host == PUBLIC else ("GH_ENTERPRISE_TOKEN", "GITHUB_ENTERPRISE_TOKEN")
-    for name in names:
-        if found := os.environ.get(name, "").strip():
-            return found
-    return await _of_gh(host)
-
-
-async def _of_gh(host: str) -> str:
-    try:
-        child = await asyncio.create_subprocess_exec(
-            "gh", "auth", "token", "--hostname", host,
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.DEVNULL,
-            cwd="/",
-        )  # fmt: skip
-    except OSError:
-        return ""
-    try:
-        out, _ = await asyncio.wait_for(child.communicate(), GH_S)
-    except TimeoutError:
-        child.kill()
-        await child.wait()
-        return ""
-    found = out.decode(errors="replace").strip()
-    return found if child.returncode == 0 and found.isascii() and found.isprintable() else ""

@@ -5,7 +5,8 @@
 3. A share of the limit is the user's: below it nothing is asked until the limit is new.
 4. What is left above that is spread over the time until then: questions are never closer to each other than it allows.
    Those that somebody looks at go first, and among equals whoever has waited longest: so none of them starves.
-5. A hint makes a branch due at once, though not again within moments.
+5. A hint makes a branch due at once, though not again within moments; and for a while it is asked for as if something
+   went on there, for what GitHub answers may be of a moment before.
 
 Time is handed in, in seconds of any clock that does not jump.
 """
@@ -27,6 +28,7 @@ SMALLEST: Final = 4
 RESERVE: Final = 0.4
 GAP_S: Final = 1.0
 YOUNG_S: Final = 300.0  # so long after a push checks may still be announced
+STIRRED_S: Final = 120.0
 HINT_GAP_S: Final = (5.0, 60.0)
 SHOWN_AFTER: Final = 2  # one answer in between that fails is no news
 BRANCH_RETRY_S: Final = (30.0, 900.0)
@@ -78,7 +80,9 @@ class _Slot:
     interest: Interest
     asked: float = -math.inf
     before: float = -math.inf  # when it was asked for the time before
-    hinted: bool = False
+    soon: bool = False  # not to wait for the cadence
+    news: bool = False  # because of a hint
+    stirred: float = -math.inf  # when it was asked for because of one
     found: Found | None = None
     known: bool = False
     since: float = 0.0  # when this head was seen first
@@ -119,7 +123,7 @@ class Plan:
                 continue
             named = hint.branch == branch.name if hint.branch else False
             if named or (hint.sha and slot.found is not None and slot.found.head == hint.sha):
-                slot.hinted = True
+                slot.soon = slot.news = True
                 met += 1
         return met
 
@@ -127,7 +131,7 @@ class Plan:
         """Make these due, as a hint does."""
         for branch in branches:
             if (slot := self._slots.get(branch)) is not None:
-                slot.hinted = True
+                slot.soon = slot.news = True
 
     def failure(self, branch: Branch) -> Failure | None:
         """Why this branch is not known to be as it was found last; ``None`` if it is."""
@@ -156,7 +160,9 @@ class Plan:
         self._asked = now
         for branch in chosen:
             slot = self._slots[branch]
-            slot.before, slot.asked, slot.hinted = slot.asked, now, False
+            slot.before, slot.asked = slot.asked, now
+            slot.stirred = now if slot.news else slot.stirred
+            slot.soon = slot.news = False
         return [Ask(*branch, self._count(branch)) for branch in chosen]
 
     def wait(self, now: float) -> float:
@@ -192,7 +198,7 @@ class Plan:
         if slot.tries:
             first, longest = BRANCH_RETRY_S
             return slot.asked + _backoff(slot.tries, first, longest)
-        if slot.hinted:
+        if slot.soon:
             return slot.asked + HINT_GAP_S[not slot.interest.watched]
         return slot.asked + self._cadence(slot)
 
@@ -208,6 +214,8 @@ class Plan:
         if pr.state in ("merged", "closed"):
             return "over"
         if ci.state == "pending" or ci.pending:
+            return "moving"
+        if slot.asked - slot.stirred < STIRRED_S:
             return "moving"
         young = slot.asked - slot.since < YOUNG_S
         return "moving" if young and (ci.state == "unknown" or pr.mergeable == "unknown") else "open"
@@ -245,7 +253,7 @@ class Plan:
         if found is not None:
             found = self._counted(branch, found)
             if not found.counted and slot.interest.watched:
-                slot.hinted = True
+                slot.soon = True
         slot.known, slot.found = True, found
 
     def _counted(self, branch: Branch, found: Found) -> Found:
@@ -279,7 +287,8 @@ class Plan:
             self._size = max(SMALLEST, self._size // 2)
         for ask in asked:
             if (slot := self._slots.get(Branch(*ask[:3]))) is not None:
-                slot.asked, slot.hinted = slot.before, True
+                slot.soon, slot.news = True, slot.stirred == slot.asked
+                slot.asked = slot.before
         if self._tries >= SHOWN_AFTER or failure.kind in ("token", "limited"):
             for slot in self._slots.values():
                 slot.failure = failure

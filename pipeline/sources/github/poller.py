@@ -20,6 +20,7 @@ from pipeline.catalog import CatalogUnavailable, Observed
 from pipeline.domain.model import Stamp
 from pipeline.runtime.clock import CLOCK, now_ns, wall_ms
 from pipeline.sources.desk import Desk, Source, Where
+from pipeline.sources.github import token
 from pipeline.sources.github.plan import RESERVE, Allowance, Branch, Interest, Plan
 from pipeline.sources.github.survey import Home, Survey
 from pipeline.wire import Hint
@@ -27,11 +28,12 @@ from pipeline.wire import Hint
 if TYPE_CHECKING:
     from pipeline.sources.github.client import Client
 
-SURVEY_S: Final = (5.0, 30.0)  # where somebody looks on, and where nobody does
+SURVEY_S: Final = (10.0, 30.0)  # where somebody looks on, and where nobody does
 TOKEN_S: Final = 300.0
 AGAIN_S: Final = 1.0
 REPEAT_S: Final = 600.0  # what somebody else said meanwhile is put right
 HOUR_S: Final = 3600.0
+FIGURES: Final = ("github_branches", "github_points_hour", "github_remaining", "github_limit", "github_resets")
 
 
 class Seen(NamedTuple):
@@ -81,9 +83,9 @@ class GitHub(Source):
                 now = time.monotonic()
                 self._due.clear()
                 watched = desk.interested()
-                pause = (
-                    SURVEY_S[0] if any(home.where.project in watched for home in self._homes.values()) else SURVEY_S[1]
-                )
+                homes = self._homes.values()
+                looked_at = any(home.branch is not None and home.where.project in watched for home in homes)
+                pause = SURVEY_S[0] if looked_at else SURVEY_S[1]
                 if moved is not desk.moved or now >= surveyed + pause:
                     try:
                         if moved is not desk.moved:
@@ -165,10 +167,10 @@ class GitHub(Source):
     # ── asking ───────────────────────────────────────────────────────────────────────────────────
 
     async def _open(self, host: str, api: str) -> None:
-        from pipeline.sources.github import client  # heavy: only where there is something to ask
+        if (found := await token.token(host)) != "":
+            from pipeline.sources.github.client import Client  # heavy: only where there is something to ask
 
-        if token := await client.token(host):
-            self._client = client.Client(client.endpoint(host, api), token)
+            self._client = Client(token.endpoint(host, api), found)
             self.plan.resume()
 
     def _token_refused(self) -> bool:
@@ -289,13 +291,16 @@ class GitHub(Source):
         while self._spent and self._spent[0][0] < now - HOUR_S:
             self._spent.popleft()
         if self._client is None:
-            return {"github_branches": "", "github_budget": ""}
-        points = f"{sum(cost for _, cost in self._spent)} points used here in the last hour"
-        allowance = self.plan.allowance
-        if allowance is not None:
-            at = time.strftime("%H:%M", time.localtime(time.time() + max(0.0, allowance.resets - now)))
-            points += f"; {allowance.remaining} of {allowance.limit} left until {at}"
-        return {"github_branches": len(self.plan.branches()), "github_budget": points}
+            return dict.fromkeys(FIGURES, "")
+        told: dict[str, float | str] = {
+            "github_branches": len(self.plan.branches()),
+            "github_points_hour": sum(cost for _, cost in self._spent),
+        }
+        if (allowance := self.plan.allowance) is not None:
+            at = time.localtime(time.time() + max(0.0, allowance.resets - now))
+            told |= {"github_remaining": allowance.remaining, "github_limit": allowance.limit}
+            told["github_resets"] = time.strftime("%H:%M", at)
+        return dict.fromkeys(FIGURES, "") | told
 
 
 def _allowance(told: Answer, wall: int, now: float) -> Allowance | None:
