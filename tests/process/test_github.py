@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hmac
 import json
+import socket
 import subprocess
 import sys
 from collections.abc import Awaitable, Callable
@@ -193,6 +194,32 @@ def test_a_server_that_fails_is_shown_at_the_pull_request_and_the_last_that_was_
         await on.until(lambda: on.last("pr") == OPEN)
         await on.until(lambda: on.health == ("running", ""))
 
+    play(scene)
+
+
+def test_a_github_that_cannot_be_reached_is_told_apart_and_nothing_is_lost(play) -> None:
+    async def scene(on: Session) -> None:
+        await on.until(lambda: on.last("pr") == Pr(health="failing"))
+        assert on.health[0] == "failing"
+        assert on.health[1].startswith("GitHub cannot be reached: ")
+
+    with socket.create_server(("127.0.0.1", 0)) as nobody:
+        api = f"http://127.0.0.1:{nobody.getsockname()[1]}/graphql"
+    play(scene, **{"github.api": api})
+
+
+def test_neither_the_token_nor_a_remotes_password_is_told_anywhere(play, repo, monkeypatch, capfd) -> None:
+    async def scene(on: Session) -> None:
+        on.hub.refusals.extend([(500, {}, "x"), (403, {}, {"message": "no"}), (200, {}, {"data": None})])
+        on.hub.pull(REPO, Pull(7, "feature"))
+        await on.until(lambda: on.health[0] == "failing")
+        told = [repr(on.running.said), repr(dict(on.running.process.figures)), repr(on.health)]
+        await on.until(lambda: on.last("pr") == OPEN)
+        told += [repr(on.running.said), repr(dict(on.running.process.figures)), *capfd.readouterr()]
+        for secret in (github.TOKEN, "sesame"):
+            assert all(secret not in text for text in told)
+
+    git(repo, "remote", "set-url", "origin", f"https://me:sesame@github.com/{REPO}.git")
     play(scene)
 
 

@@ -517,6 +517,24 @@ def test_checks_are_counted_until_they_have_ended_and_again_when_they_change() -
     assert [ask.counts for ask in plan.take(500.0)] == [7]
 
 
+def test_checks_that_cannot_be_counted_are_not_asked_for_again_and_again() -> None:
+    plan, now, gaps = followed(1), 0.0, []
+    for _ in range(6):
+        tell(plan, plan.take(now), now, pull(ci=Ci(state="success")))
+        gaps.append(plan.wait(now))
+        now += gaps[-1]
+    assert gaps == [5, 5, 5, 120, 120, 120]
+
+
+def test_whoever_begins_to_look_on_soon_sees_how_many_checks_there_are() -> None:
+    plan = followed(0, 1)
+    tell(plan, plan.take(0.0), 0.0, pull(ci=Ci(state="success")))
+    assert plan.wait(0.0) == CADENCE_S["open"][1]
+    plan.follow({branches(1)[0]: Interest(True, True)})
+    assert plan.wait(0.0) == 5
+    assert [ask.counts for ask in plan.take(5.0)] == [7]
+
+
 def test_a_repository_that_fails_is_asked_for_less_and_less_and_holds_up_no_other() -> None:
     plan = followed(2)
     failure = Failure("missing", "gone")

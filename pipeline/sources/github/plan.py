@@ -30,6 +30,7 @@ GAP_S: Final = 1.0
 YOUNG_S: Final = 300.0  # so long after a push checks may still be announced
 STIRRED_S: Final = 120.0
 HINT_GAP_S: Final = (5.0, 60.0)
+RECOUNTS: Final = 3
 SHOWN_AFTER: Final = 2  # one answer in between that fails is no news
 BRANCH_RETRY_S: Final = (30.0, 900.0)
 RETRY_S: Final = (5.0, 300.0)
@@ -85,6 +86,7 @@ class _Slot:
     stirred: float = -math.inf  # when it was asked for because of one
     found: Found | None = None
     known: bool = False
+    recounts: int = 0  # so often were the checks to be counted, and were not
     since: float = 0.0  # when this head was seen first
     tries: int = 0
     failure: Failure | None = None
@@ -198,7 +200,8 @@ class Plan:
         if slot.tries:
             first, longest = BRANCH_RETRY_S
             return slot.asked + _backoff(slot.tries, first, longest)
-        if slot.soon:
+        counting = slot.found is not None and not slot.found.counted and slot.recounts < RECOUNTS
+        if slot.soon or (counting and slot.interest.watched):
             return slot.asked + HINT_GAP_S[not slot.interest.watched]
         return slot.asked + self._cadence(slot)
 
@@ -244,6 +247,7 @@ class Plan:
                     slot.failure = found
                 continue
             slot.tries, slot.failure = 0, None
+            slot.recounts = slot.recounts + (ask.counts is not None) if found is not None and not found.counted else 0
             self._find(branch, slot, found, now)
 
     def _find(self, branch: Branch, slot: _Slot, found: Found | None, now: float) -> None:
@@ -252,8 +256,6 @@ class Plan:
             slot.since = now
         if found is not None:
             found = self._counted(branch, found)
-            if not found.counted and slot.interest.watched:
-                slot.soon = True
         slot.known, slot.found = True, found
 
     def _counted(self, branch: Branch, found: Found) -> Found:

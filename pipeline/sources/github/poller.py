@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 SURVEY_S: Final = (10.0, 30.0)  # where somebody looks on, and where nobody does
 TOKEN_S: Final = 300.0
+INTEREST_S: Final = 5.0
 AGAIN_S: Final = 1.0
 REPEAT_S: Final = 600.0  # what somebody else said meanwhile is put right
 HOUR_S: Final = 3600.0
@@ -120,7 +121,7 @@ class GitHub(Source):
         now = time.monotonic()
         wait = surveyed - now
         if self._client is not None:
-            wait = min(wait, self.plan.wait(now))
+            wait = min(wait, self.plan.wait(now), INTEREST_S)  # somebody may begin to look on
         if not told:
             wait = min(wait, AGAIN_S)
         moving = asyncio.create_task(desk.moved.wait())
