@@ -138,6 +138,10 @@ class Looker:
             _pinned(job)
         except GitDirError as error:
             raise GitError(error.reason, str(error)) from error
+        except Unfit as unfit:  # it went, or another took its place, while git was reading
+            raise GitError(
+                "busy", f"the worktree changed while it was looked at ({unfit.reason}); it is looked at again later."
+            ) from unfit
         except Malformed as error:
             raise GitError(
                 "git_failed", f"git answered in an unknown form ({error}); install a supported version."

@@ -21,7 +21,7 @@ from tests.soak.run import EVERY_S, pictures, soak
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.soak", description=__doc__.partition("\n")[0])
     parser.add_argument("--minutes", type=_positive, default=10.0, help="how long; 10 if not given")
-    parser.add_argument("--out", type=Path, help="a folder for figures.json and one picture per group of figures")
+    parser.add_argument("--out", type=Path, help="a folder for figures, logs and a picture per group of figures")
     parser.add_argument("--every", type=_positive, default=EVERY_S, help="seconds between measurements; 3 if not given")
     parser.add_argument("--seed", type=int, default=1, help="decides what the load does")
     parser.add_argument("--json", action="store_true", help="print the figures as JSON instead of a table")

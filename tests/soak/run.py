@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shutil
 import sys
 import tempfile
 import time
@@ -112,7 +113,7 @@ class Outcome:
 def soak(
     minutes: float, out: Path | None, seed: int = 1, every_s: float = EVERY_S, settings: str = SETTINGS
 ) -> Outcome:
-    """Run everything for so long. With `out`, figures.json and a picture per group are written there."""
+    """Run everything for so long. With `out`, figures.json and the logs are written there."""
     with tempfile.TemporaryDirectory(prefix="tw-soak-") as name, home() as fresh:
         folder = Path(name)
         repository = worktrees(folder, 0, FILES)
@@ -122,6 +123,8 @@ def soak(
         with deployment(fresh, repository, CLAUDE_CONFIG_DIR=str(agents), CODEX_HOME=str(folder / "codex")) as url:
             running = Settings.load(fresh.home, environ={})
             outcome = asyncio.run(_measured(running, url, folder, agents, minutes * 60, seed, every_s))
+        if out is not None:  # what a process said before it fell is in its log
+            shutil.copytree(fresh.home / "log", out / "log", dirs_exist_ok=True)
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
         (out / "figures.json").write_text(json.dumps(outcome.report(), indent=2) + "\n")
