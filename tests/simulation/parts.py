@@ -28,7 +28,7 @@ from pipeline.domain.model import Session as Agent
 from pipeline.domain.store import Limits, Store
 from pipeline.reconciler.census import Schedule
 from tests.simulation.clock import MS, Clock, Faults, Part, S, send
-from tests.simulation.validators import Graves, Published, Steps, Watcher, counters, not_buried
+from tests.validators import Graves, Published, Steps, Watcher, incarnation_of, not_buried
 from workers.jobs import Policy, Table
 
 HERE: Final = "here"
@@ -511,7 +511,7 @@ class Screen(Part):
         super().__init__(clock, name)
         self.gateway, self.pace = gateway, pace
         self.copy = Copy(PROJECT)
-        self.watcher = Watcher(name)
+        self.watcher = Watcher(name, counters)
         self.session: Session | None = None
         self.connection = 0
         self._wake = False
@@ -621,9 +621,18 @@ class Screen(Part):
         return {name: told(entry) for name, entry in (self.copy.workspaces or {}).items()}
 
 
+def counters(entry: dict[str, Any]) -> tuple[int, dict[str, int]]:
+    files = (entry.get("git") or {}).get("files")
+    return incarnation_of(entry), {} if files is None else {"files": files}
+
+
 def told(entry: dict[str, Any]) -> dict[str, Any]:
     sessions = {id_: one.get("state") for id_, one in (entry.get("sessions") or {}).items()}
-    return {"name": (entry.get("life") or {}).get("name"), "files": counters(entry)[1], "sessions": sessions}
+    return {
+        "name": (entry.get("life") or {}).get("name"),
+        "files": (entry.get("git") or {}).get("files"),
+        "sessions": sessions,
+    }
 
 
 def truth(database: Database) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from unittest.mock import patch
 from pipeline import follow
 from tests.simulation.clock import MS, START, Clock, Faults, Part, S
 from tests.simulation.parts import Aggregator, Database, Dispatcher, Gateway, Ingest, Reconciler, Screen, truth
-from tests.simulation.validators import bounded, converged
+from tests.validators import bounded, converged
 
 WORK_NS: Final = 8 * S
 QUIET_NS: Final = 20 * S

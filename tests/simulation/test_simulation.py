@@ -16,8 +16,9 @@ from pipeline.domain import order, store
 from pipeline.domain.replica import Replica
 from pipeline.domain.versioned import Ledger
 from pipeline.reconciler.census import Schedule
+from tests.simulation.parts import counters
 from tests.simulation.run import run
-from tests.simulation.validators import Graves, Published, Violation, Watcher, bounded, converged
+from tests.validators import Graves, Published, Violation, Watcher, bounded, converged
 
 SEEDS = int(os.environ.get("TREEWIRE_SEEDS", "10000"))
 SHARES = 20
@@ -143,7 +144,7 @@ def test_each_validator_can_fail() -> None:
         published.check("c", "e", "web", 2, "x")
     with pytest.raises(Violation, match="published was"):
         published.check("c", "e", "web", 1, "y")
-    watcher = Watcher("c")
+    watcher = Watcher("c", counters)
     entry = {"life": {"name": "a-0.1"}, "git": {"files": 3}}
     watcher.check("e", 5, False, {"a": entry})
     with pytest.raises(Violation, match="went back from version"):

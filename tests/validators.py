@@ -10,7 +10,11 @@ bounds                nothing grows with the number of faults
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+# Which incarnation an entry is of, and how far each of its counters is that only grows.
+Counters: TypeAlias = Callable[[dict[str, Any]], tuple[int, dict[str, int]]]
 
 
 class Violation(AssertionError):
@@ -25,6 +29,9 @@ class Published:
 
     def __len__(self) -> int:
         return len(self._hashes)
+
+    def known(self, epoch: str, project: str, version: int) -> bool:
+        return (epoch, project, version) in self._hashes
 
     def note(self, epoch: str, project: str, version: int, hash_: str) -> None:
         known = self._hashes.setdefault((epoch, project, version), hash_)
@@ -43,31 +50,32 @@ class Published:
 class Watcher:
     """What one screen showed, one state after the other."""
 
-    def __init__(self, who: str) -> None:
+    def __init__(self, who: str, counters: Counters) -> None:
         self.who = who
+        self._read = counters
         self._at: tuple[str, int] = ("", -1)
-        self._counters: dict[tuple[str, int], int] = {}
+        self._counters: dict[tuple[str, int, str], int] = {}
 
     def check(self, epoch: str, version: int, snapshot: bool, workspaces: dict[str, Any]) -> None:
+        """`workspaces`: those that changed at least."""
         if epoch == self._at[0] and version < self._at[1] and not snapshot:
             raise Violation(f"{self.who} went back from version {self._at[1]} to {version} of {epoch}")
         if epoch != self._at[0]:
             self._counters.clear()
         self._at = epoch, version
         for name, entry in workspaces.items():
-            incarnation, counter = counters(entry)
-            if counter is None:
-                continue
-            before = self._counters.get((name, incarnation), -1)
-            if counter < before:
-                raise Violation(f"{self.who} saw {name} go back from {before} to {counter} in {epoch}")
-            self._counters[name, incarnation] = counter
+            incarnation, counters = self._read(entry)
+            for what, counter in counters.items():
+                before = self._counters.get((name, incarnation, what), -1)
+                if counter < before:
+                    raise Violation(f"{self.who} saw {what} of {name} go back from {before} to {counter} in {epoch}")
+                self._counters[name, incarnation, what] = counter
 
 
-def counters(entry: dict[str, Any]) -> tuple[int, int | None]:
-    """Which incarnation an entry is of, as its name tells, and how far its counter is."""
+def incarnation_of(entry: dict[str, Any]) -> int:
+    """As the workspace's name tells, whose last part it is."""
     name = (entry.get("life") or {}).get("name") or "?.0"
-    return int(name.rpartition(".")[2]), (entry.get("git") or {}).get("files")
+    return int(name.rpartition(".")[2])
 
 
 class Graves:
