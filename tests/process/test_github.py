@@ -410,25 +410,43 @@ def test_without_a_remote_at_github_nothing_is_asked(play, repo) -> None:
     play(scene)
 
 
-def test_a_restart_takes_back_what_is_no_more_and_leaves_alone_what_others_reported(play, repo, tmp_path) -> None:
+def test_a_restart_takes_back_what_is_no_more(play) -> None:
     async def first(on: Session) -> None:
         on.hub.pull(REPO, Pull(7, "feature"))
         await on.until(lambda: on.last("pr") == OPEN)
 
     async def second(on: Session) -> None:
         await on.sees(Pr(), Ci())
-        place = on.running.played.desk.places()[0]  # type: ignore[union-attr]
-        at = now_ns()
-        reported = Observed(
-            place.project, place.workspace, "pr", {"number": 3, "state": "open"}, Stamp(at, at, CLOCK), wall_ms()
-        )
-        await on.running.played.desk.record([reported])  # type: ignore[union-attr]
+
+    play(first)
+    play(second)
+
+
+def test_a_pull_request_that_only_others_know_of_is_theirs(play, monkeypatch) -> None:
+    """Whether GitHub has none of that branch, cannot be asked, or can be again."""
+
+    async def reported(on: Session) -> None:
+        desk = on.running.played.desk
+        assert desk is not None
+        place, at = desk.places()[0], now_ns()
+        fields = {"number": 3, "state": "open"}
+        await desk.record([Observed(place.project, place.workspace, "pr", fields, Stamp(at, at, CLOCK), wall_ms())])
+
+    async def scene(on: Session) -> None:
+        await on.until(lambda: len(on.hub.asked) > 3)
+        assert on.last("pr") is None  # nothing was said
+        on.hub.refusals.extend([(502, {}, "")] * 100)
+        await on.until(lambda: on.last("pr") == Pr(number=3, state="open", health="failing"))
+        on.hub.refusals.clear()
+        await on.until(lambda: on.last("pr") == Pr(number=3, state="open"))
         asked = len(on.hub.asked)
         await on.until(lambda: len(on.hub.asked) > asked + 3)
         assert on.last("pr") == Pr(number=3, state="open")
 
-    play(first)
-    play(second)
+    monkeypatch.delenv("GITHUB_TOKEN")
+    play(reported)
+    monkeypatch.setenv("GITHUB_TOKEN", github.TOKEN)
+    play(scene)
 
 
 def test_what_only_asking_needs_is_not_loaded_where_nothing_is_asked() -> None:

@@ -477,7 +477,17 @@ def test_a_branch_that_was_never_pushed_is_hardly_asked_for() -> None:
     assert plan.wait(0.0) == CADENCE_S["unpushed"][0]
 
 
-def test_a_question_is_filled_up_with_what_is_due_soon_and_never_too_large() -> None:
+def test_a_question_is_filled_up_with_what_is_past_half_of_its_cadence() -> None:
+    plan = followed(3)
+    tell(plan, plan.take(0.0), 0.0, pull())
+    plan.hint(Hint(REPO, "b001"))
+    assert [ask.branch for ask in plan.take(50.0)] == ["b001"]
+    tell(plan, [], 50.0, None)
+    plan.hint(Hint(REPO, "b001"))
+    assert [ask.branch for ask in plan.take(60.0)] == ["b001", "b000", "b002"]
+
+
+def test_a_question_is_never_too_large_and_no_branch_is_left_out() -> None:
     plan = followed(10, 100)
     first = plan.take(0.0)
     assert [ask.branch for ask in first] == [branch.name for branch in branches(SIZE)]
@@ -513,8 +523,10 @@ def test_checks_are_counted_until_they_have_ended_and_again_when_they_change() -
     known = plan.found(branches(1)[0])
     assert known is not None
     assert known.ci == Ci(state="success", passed=1, failed=0, pending=0)
-    tell(plan, [Ask(*branches(1)[0])], 400.0, pull(ci=Ci(state="failure")))
-    assert [ask.counts for ask in plan.take(500.0)] == [7]
+    for at in (400.0, 500.0):  # one has failed already, others still run
+        running = Ci(state="failure", passed=0, failed=1, pending=1)
+        tell(plan, [Ask(*branches(1)[0])], at, pull(ci=running))
+        assert [ask.counts for ask in plan.take(at + 50)] == [7]
 
 
 def test_checks_that_cannot_be_counted_are_not_asked_for_again_and_again() -> None:

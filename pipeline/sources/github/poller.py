@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Final, NamedTuple
 
 from pipeline import bus
@@ -221,7 +221,7 @@ class GitHub(Source):
                 self._ours = await asyncio.to_thread(desk.catalog.reported, self.name)
             for home in self._homes.values():
                 if (said := self._news(home, now)) is not None:
-                    made = _events(home.where, said, self._said.get(home.where.workspace))
+                    made = _events(home.where, said, self._said.get(home.where.workspace), self._ours)
                     says.append((home, said, len(made)))
                     events += made
             looks = await desk.record(events) if events else []
@@ -311,15 +311,21 @@ def _allowance(told: Answer, wall: int, now: float) -> Allowance | None:
     return Allowance(told.budget.limit, told.budget.remaining, now + left_s)
 
 
-def _events(where: Where, said: Said, before: Said | None) -> list[Observed]:
-    """The pull request first, then its checks: these carry the key of the former."""
+def _events(where: Where, said: Said, before: Said | None, ours: Collection[str]) -> list[Observed]:
+    """The pull request first, then its checks: these carry the key of the former.
+
+    Where none was told of by us, nothing is taken back: another source may know of one.
+    """
 
     def event(group: str, fields: dict[str, Any]) -> Observed:
         return Observed(where.project, where.workspace, group, fields, said.stamp, wall_ms(), producer=bridge.NAME)
 
     health = "failing" if said.failing else None
-    if said.failing and (said.found is None or (before is not None and before.found == said.found)):
+    told = None if before is None else before.found
+    if said.failing and (said.found is None or told == said.found):
         return [event("pr", {"health": health})]  # the last that was good stays
+    if said.found is None and told is None and where.workspace not in ours:
+        return [event("pr", {"health": health})]
     if said.found is None:
         nothing = dict.fromkeys(("number", "url", "state", "review", "mergeable", "head"))
         none = dict.fromkeys(("state", "passed", "failed", "pending", "health", "pr", "head"))
