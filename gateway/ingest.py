@@ -33,6 +33,7 @@ MAX_BYTES: Final = 1 << 20
 MAX_EVENTS: Final = 1000
 MAX_WAITING: Final = 5000
 MAX_BATCH: Final = 2000
+MORE_KNOWN: Final = 1000
 RETRY_AFTER: Final = "2"
 TAKE_S: Final = 20.0
 
@@ -81,7 +82,8 @@ class Recorder:
         self._log = log
         self._catalog: Catalog | None = None
         self._opening = threading.Lock()
-        self._known: dict[str, str] = {}  # workspace → project
+        self._known: dict[str, str] = {}  # workspace → project; looked up again before it holds mostly former ones
+        self._most_known = MORE_KNOWN
         self._projects: set[str] = set()
         self._batches: queue.SimpleQueue[Batch | None] = queue.SimpleQueue()
         self._waiting = 0
@@ -187,6 +189,8 @@ class Recorder:
         self._mark("ok")
         self.commits += bool(events)
         self._known.update(born)
+        if len(self._known) > self._most_known:
+            self._look_up(store)
         at = 0
         for position, (batch, observed) in enumerate(passed):
             mine = looks[at : at + len(observed)]
@@ -253,6 +257,7 @@ class Recorder:
     def _look_up(self, store: Catalog) -> None:
         self._projects = {project.id for project in store.projects()}
         self._known = {workspace.id: workspace.project for workspace in store.workspaces(archived=True)}
+        self._most_known = 2 * len(self._known) + MORE_KNOWN
 
     def _mark(self, state: str, error: Exception | None = None) -> None:
         if state != self.state:

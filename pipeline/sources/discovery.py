@@ -168,6 +168,7 @@ class Discovery:
             self._complaints.pop(gone, None)
         if before.keys() - now.keys():
             self._rewatch()
+            self._show()
         self.ask(project.id for project in now.values() if before.get(project.id) != project)
 
     def ask(self, projects: Iterable[str] | None = None) -> None:
@@ -215,12 +216,17 @@ class Discovery:
             self._start(project.id)
 
     def _complain(self, project: str, why: str) -> None:
-        """Log a complaint once, and its end; show how many projects have one."""
+        """Log a complaint once, and its end. A project that is followed no longer has none, however late it comes."""
+        if project not in self._projects:
+            return
         if why and self._complaints.get(project) != why:
             self._complaints[project] = why
             self._process.log.warning("project not readable", project=project, why=why)
         elif not why and self._complaints.pop(project, None) is not None:
             self._process.log.info("project readable again", project=project)
+        self._show()
+
+    def _show(self) -> None:
         self._process.figures["projects"] = len(self._projects)
         self._process.figures["projects_failing"] = len(self._complaints)
         self._process.state = "degraded" if self._complaints else "running"

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 
@@ -19,9 +20,11 @@ from pipeline.bus import IngressServer
 from pipeline.catalog import Project
 from pipeline.catalog.ids import worktree_id
 from pipeline.cli.project import project, workspace
-from pipeline.domain.model import Look
+from pipeline.domain.model import Look, Stamp
+from pipeline.runtime.clock import CLOCK
 from pipeline.runtime.process import Process
 from pipeline.runtime.settings import Settings
+from pipeline.sources import discovery
 from pipeline.sources.discovery import Unreadable, find, repositories_in, repository_at
 from pipeline.sources.main import main
 from pipeline.sources.outbox import Outbox
@@ -293,6 +296,47 @@ def test_a_database_that_is_away_is_waited_for(settings, repo):
             path.with_suffix(".away").rename(path)
             running.catalog.add_project(repo, 1)
             await running.heard(worktree_id(repo), "ready", "main")
+
+    asyncio.run(journey())
+
+
+def test_a_project_that_is_removed_while_it_is_looked_at_leaves_no_complaint(settings, repo, monkeypatch):
+    """O1: else the process would call itself degraded, for a repository that nobody follows, until it is restarted."""
+    began, goes_on = threading.Event(), threading.Event()
+
+    def slow(*_):
+        began.set()
+        goes_on.wait(20)
+        raise Unreadable("it is gone")
+
+    async def journey():
+        settings.run_dir.mkdir(parents=True, mode=0o700)
+        process, catalog = Process("sources", settings), catalogs.open(settings)
+        one = discovery.Discovery(process, catalog, lambda looks: None)
+        try:
+            monkeypatch.setattr(discovery, "find", slow)
+            project = catalog.add_project(repo, 1).project
+            await one.reload()
+            await asyncio.to_thread(began.wait, 20)
+            catalog.remove_project(project.id, Stamp(1, 1, CLOCK), 1)
+            await one.reload()
+            goes_on.set()
+            async with asyncio.timeout(20):
+                while process._tasks:
+                    await asyncio.sleep(0.01)
+            assert (process.state, process.figures["projects_failing"]) == ("running", 0)
+            catalog.add_project(repo, 1)
+            await one.reload()
+            async with asyncio.timeout(20):
+                while process.state != "degraded":
+                    await asyncio.sleep(0.01)
+            catalog.remove_project(project.id, Stamp(2, 2, CLOCK), 2)
+            await one.reload()
+            assert (process.state, process.figures["reason"]) == ("running", "")
+        finally:
+            one.close()
+            catalog.close()
+            process.close()
 
     asyncio.run(journey())
 

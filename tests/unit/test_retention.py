@@ -9,13 +9,17 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from sqlalchemy import func, select
+import structlog
+from sqlalchemy import func, insert, select
 
+from gateway import ingest
 from pipeline import catalog as catalogs
 from pipeline.catalog import Catalog, CatalogUnavailable, Observed, Worktree, retention, tables
 from pipeline.catalog.ids import worktree_id
 from pipeline.domain.model import Look, Stamp
 from pipeline.reconciler.readers.catalog import read
+from pipeline.runtime.clock import wall_ms
+from pipeline.runtime.settings import Settings
 from pipeline.sources import retention as keeping
 from tests.laws.looks import CLOCK, WALL, store
 
@@ -187,3 +191,36 @@ async def test_it_is_done_again_and_again_and_a_catalog_that_is_away_ends_nothin
             await asyncio.sleep(0.001)
     task.cancel()
     assert set(told) == {1_000_000 - 50}
+
+
+def test_the_gateway_does_not_remember_every_workspace_that_ever_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """O3: which workspace is of which project is looked up again before most of them are former ones."""
+    monkeypatch.setattr(ingest, "MORE_KNOWN", 20)
+    settings = Settings.load(tmp_path / "home", environ={"HOME": str(tmp_path)})
+    with catalogs.open(settings).database.write() as tx:
+        tx.execute(insert(tables.project).values(id="web", name="web", path="/srv/web", base="", created_ms=1))
+    recorder = ingest.Recorder(settings, structlog.get_logger())
+
+    async def report() -> None:
+        known = []
+        for n in range(30):
+            told = [
+                {"project": "web", "workspace": f"w{n}-{i}", "group": "life", "fields": {"name": "one"}}
+                for i in range(5)
+            ]
+            written = await recorder.take(told)
+            assert (len(written.looks), written.lost) == (5, [])
+            await recorder.take([{**one, "fields": {"phase": "archived"}} for one in told])
+            recorder.open().forget(wall_ms() + DAY)
+            known.append(len(recorder._known))
+        assert max(known) <= 2 * 20 + 5
+        gone = {"project": "web", "workspace": "w0-0", "group": "session:s", "fields": {"state": "idle"}}
+        with pytest.raises(ingest.Refused):
+            await recorder.take([gone])
+
+    try:
+        asyncio.run(report())
+    finally:
+        recorder.close()
