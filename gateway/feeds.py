@@ -17,7 +17,7 @@ from aiohttp import HttpVersion11, hdrs, web
 from gateway import framing
 from gateway.access import problem
 from gateway.hub import Hub
-from gateway.lane import CLOSED
+from gateway.lane import Seat
 from gateway.session import AHEAD_WAIT_NS, Close, Session
 from gateway.shelf import Shelf
 from gateway.socket import FAREWELL_S, Current, Outlet, Tally, bound
@@ -140,10 +140,11 @@ class Poll:
     """A request that waits for one project to move."""
 
     greeted = True
-    descriptor = CLOSED
 
     def __init__(self, hub: Hub, project: str, caller: Caller, current: Current, transport: asyncio.Transport) -> None:
         self.projects: Collection[str] = (project,)
+        self.seat = Seat()
+        self.seat.client = self
         self._hub, self._project = hub, project
         self._caller, self._current = caller, current
         self._transport = transport
@@ -171,6 +172,7 @@ class Poll:
                     continue
         finally:
             self._hub.remove(self)
+            self.seat.client = None
 
     def _now(self, since: Cursor, over: bool, too_far: bool) -> web.Response | None:
         """The answer as things are; ``None``: wait. One who is ahead of us waits for our own replica, not for ever."""

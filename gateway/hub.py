@@ -8,11 +8,11 @@ take more is passed over and tried again: nothing here waits for a client, and n
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from typing import Final, Protocol
 
-from gateway.lane import fan_out
+from gateway.lane import Seat, fan_out
 from gateway.ring import Send, write_each
 from gateway.session import Close
 from gateway.shelf import Shelf
@@ -41,8 +41,8 @@ WATCHED: Final = {"reconciler": "reconciler", "git": "dispatcher", "sources": "s
 class Client(Protocol):
     """Whoever follows projects over one connection, as the hub sees it."""
 
-    descriptor: int
-    """What the fast lane may write to: see `gateway.lane`."""
+    seat: Seat
+    """What the fast lane writes to."""
 
     @property
     def projects(self) -> Collection[str]:
@@ -96,7 +96,7 @@ class Hub:
         self.shelves: dict[str, Shelf] = {}
         self.clients: set[Client] = set()
         self.strangers: set[Client] = set()  # clients that have not said hello
-        self.readers: dict[str, set[Client]] = {}
+        self.readers: dict[str, dict[Client, Seat]] = {}
         self.flushes = 0
         self.unsent = 0
         self._name = name
@@ -200,13 +200,13 @@ class Hub:
             for project in before - after:
                 self._unwatch(project, client)
             for project in after - before:
-                self.readers.setdefault(project, set()).add(client)
+                self.readers.setdefault(project, {})[client] = client.seat
             self._watching[client] = after
 
     def _unwatch(self, project: str, client: Client) -> None:
         readers = self.readers.get(project)
         if readers is not None:
-            readers.discard(client)
+            readers.pop(client, None)
             if not readers:
                 del self.readers[project]
 
@@ -262,10 +262,10 @@ class Hub:
             self._retried = began
             due |= self._behind
         for project in self._dirty:
-            readers, shelf = self.readers.get(project, set()), self.shelf(project)
+            readers, shelf = self.readers.get(project, {}), self.shelf(project)
             # Who is behind has its own turn; of the others, most need the same frame and nothing else.
-            ready = readers - self._behind if self._behind else readers
-            due.update(ready if shelf is None else self._fan_out(ready, shelf))
+            left = readers if shelf is None else self._fan_out(readers, shelf)
+            due.update(client for client in left if client not in self._behind)
         self._dirty.clear()
         for client in due:
             self._flush_one(client, now)
@@ -275,12 +275,12 @@ class Hub:
         if self._behind:
             self._schedule(max(self.tick(), RETRY_S))
 
-    def _fan_out(self, ready: set[Client], shelf: Shelf) -> Collection[Client]:
+    def _fan_out(self, readers: dict[Client, Seat], shelf: Shelf) -> Iterable[Client]:
         try:
-            return fan_out(ready, shelf, self._send)
+            return fan_out(readers.values(), shelf, self._send)
         except Exception as error:  # one of them; each by itself, it shows which
             self._tell(error)
-            return ready
+            return readers
 
     def _flush_one(self, client: Client, now: int) -> None:
         try:

@@ -9,7 +9,7 @@
 4. A heartbeat follows whatever brings the client to the head, so its hashes are of exactly the versions it holds.
 5. While an answer waits for the socket nothing more is read, so a client that asks and does not listen stalls itself.
 6. A client is steady while it is at the head of its only subscription, or was, and is owed nothing besides: then the
-   next delta is all that is due to it, and whoever writes that moves the cursor.
+   next delta is all that is due to it. Its cursor is in its seat then, for the fast lane to move.
 7. A project that the caller may not see does not exist for him. When that changes, `regrant` ends what he may not
    follow any more.
 """
@@ -24,6 +24,7 @@ from msgspec import Struct
 
 from gateway import framing
 from gateway.framing import Form
+from gateway.lane import Seat
 from gateway.shelf import Shelf
 from gateway.tokens import OPERATOR, Caller
 from pipeline import frames
@@ -122,7 +123,7 @@ class Session:
     ) -> None:
         self.limits = limits or Limits()
         self.caller = caller
-        self.form = form
+        self.seat = Seat(form)
         self.greeted = False
         self.waits = False
         self.answers: deque[bytes] = deque()
@@ -130,7 +131,6 @@ class Session:
         self.n = 0
         self.acked = 0
         self.resyncs = 0
-        self.steady: Subscription | None = None
         self._listens_only = False
         self._board = board
         self._redeem = redeem
@@ -148,7 +148,7 @@ class Session:
 
     def receive(self, data: bytes, now: int) -> Close | None:
         """Take one message. What there is to say goes out with the next `due`."""
-        self.steady = None
+        self.seat.cursor = None
         limits = self.limits
         self._tokens = min(float(limits.burst), self._tokens + (now - self._at) * limits.per_second / 1e9)
         self._at = now
@@ -230,7 +230,7 @@ class Session:
         """What the caller may see has changed; ``None``: nothing any more. What ends is said with the next `due`."""
         if caller is None:
             return Close(frames.REVOKED, "this token opens nothing any more")
-        self.caller, self.steady = caller, None
+        self.caller, self.seat.cursor = caller, None
         for one in [*self.subscriptions.values()]:
             if self._may(one.project):
                 one.granted = True
@@ -284,7 +284,7 @@ class Session:
                 size += len(frame)
         if self.greeted and now >= self._next_heartbeat:
             out.append(self._heartbeat(now))
-        self.steady = self._sole()
+        self.seat.cursor = self._sole()
         return out
 
     def _sole(self) -> Subscription | None:
@@ -334,7 +334,7 @@ class Session:
             return self._ahead(one, shelf, now)
         if one.version == shelf.version and not one.owed:
             return None
-        frame = shelf.delta(one.id, one.version, self.form)
+        frame = shelf.delta(one.id, one.version, self.seat.form)
         if frame is None:
             return self._snapshot(one, shelf, "slow" if one.live else "floor")
         self._sent(one, shelf)
@@ -350,7 +350,7 @@ class Session:
 
     def _snapshot(self, one: Subscription, shelf: Shelf, reason: frames.Reason) -> bytes:
         self._sent(one, shelf)
-        return shelf.snapshot(one.id, reason, self.form)
+        return shelf.snapshot(one.id, reason, self.seat.form)
 
     def _sent(self, one: Subscription, shelf: Shelf) -> None:
         one.epoch, one.version = shelf.epoch, shelf.version
@@ -372,7 +372,7 @@ class Session:
         self.answers.append(self._frame(message))
 
     def _frame(self, message: frames.FromServer) -> bytes:
-        return self.form(frames.encode(message), "")
+        return self.seat.form(frames.encode(message), "")
 
 
 def _no_ticket() -> Close:

@@ -47,15 +47,15 @@ class Tally:
 class Outlet(ABC):
     """A client of the hub: a session that writes to a transport. `current` says what its token opens now.
 
-    `descriptor`: what the fast lane writes to, see `gateway.lane`.
+    The fast lane writes to its `seat`.
     """
-
-    descriptor = CLOSED
 
     def __init__(
         self, hub: Hub, tally: Tally, session: Session, transport: asyncio.Transport, current: Current
     ) -> None:
         self.session = session
+        self.seat = session.seat
+        self.seat.held, self.seat.closing = transport.get_write_buffer_size, transport.is_closing
         self.open = False
         self._hub = hub
         self._tally = tally
@@ -66,13 +66,15 @@ class Outlet(ABC):
     def join(self) -> None:
         """Be served from now on."""
         self.open = True
+        self.seat.client = self
         self._tally.opened += 1
         self._hub.add(self)
         self.regrant()  # it may have changed since the door
 
     def leave(self) -> None:
-        self.open, self.descriptor = False, CLOSED
+        self.open, self.seat.descriptor = False, CLOSED
         self._hub.remove(self)
+        self.seat.client = None
         self._tally.resyncs += self.session.resyncs
 
     @property
@@ -140,7 +142,7 @@ class Outlet(ABC):
     def close(self, why: Close) -> None:
         if not self.open:
             return
-        self.open, self.descriptor = False, CLOSED
+        self.open, self.seat.descriptor = False, CLOSED
         self._tally.closed[why.code] = self._tally.closed.get(why.code, 0) + 1
         self.part(why)
 
@@ -207,11 +209,11 @@ class Socket(Outlet):
         bound(self.transport, send_buffer)
         await ws.prepare(request)
         if ws.packs:
-            self.session.form = framing.deflated
+            self.seat.form = framing.deflated
         self.join()
         raw = self.transport.get_extra_info("socket")
         if raw is not None and self.open:
-            self.descriptor = raw.fileno()
+            self.seat.descriptor = raw.fileno()
         try:
             if ws.ws_protocol != frames.SUBPROTOCOL:
                 self.close(Close(frames.WRONG_PROTOCOL, f"ask for the subprotocol {frames.SUBPROTOCOL}"))
@@ -261,7 +263,7 @@ class Socket(Outlet):
 
     def _break(self) -> None:
         if self.open:
-            self.open, self.descriptor = False, CLOSED
+            self.open, self.seat.descriptor = False, CLOSED
             self._tally.closed[frames.BAD_FRAME] = self._tally.closed.get(frames.BAD_FRAME, 0) + 1
 
 

@@ -368,7 +368,7 @@ async def test_a_socket_that_throws_is_closed_and_all_others_are_served(world: W
     world.write(1)
     world.write(2)
     well = [*before, *after]
-    await until(lambda: all(client.pipe.frames("delta")[-1:] and client.session.steady for client in well))
+    await until(lambda: all(client.pipe.frames("delta")[-1:] and client.seat.cursor for client in well))
     await until(lambda: all(client.pipe.frames("delta")[-1]["to"] == 2 for client in well))
     assert [client.why and client.why.code for client in broken] == [frames.INTERNAL] * len(broken)
     assert world.hub.clients == set(well)
