@@ -345,12 +345,13 @@ def test_a_webhook_at_the_gateway_makes_the_source_ask_at_once(play, tmp_path, m
         on.hub.pull(REPO, Pull(7, "feature"))
         gateway = Child(settings, "gateway")
         try:
-            await on.until(settings.url_path.exists)
+            await on.until(lambda: settings.url_path.exists() or gateway.process.poll() is not None)
+            assert gateway.process.poll() is None, gateway.said
             body = json.dumps({"ref": "refs/heads/feature", "repository": {"full_name": REPO}}).encode()
             signature = "sha256=" + hmac.new(b"of ours", body, "sha256").hexdigest()
             headers = {"X-GitHub-Event": "push", "X-Hub-Signature-256": signature}
             url = settings.url_path.read_text().strip() + "v1/webhooks/github"
-            async with aiohttp.ClientSession() as http:
+            async with aiohttp.ClientSession() as http, asyncio.timeout(30):
                 while on.last("pr") != OPEN:
                     async with http.post(url, data=body, headers=headers) as answer:
                         assert answer.status == 204

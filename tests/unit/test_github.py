@@ -39,6 +39,11 @@ from tests.github import HOUR_S, GitHub, Pull, cost, sha
 REPO = "acme/web"
 ASK = Ask(REPO, REPO, "feature")
 RESETS = "2027-01-15T08:00:00Z"
+AT = {"repository": {"full_name": REPO}}
+WORDS = (
+    *("data", "errors", "rateLimit", "r0", "p0", "c0", "nodes", "number", "state", "path", "type", "message", "limit"),
+    *("statusCheckRollup", "contexts", "repository", "full_name", "head", "ref", "sha", "head_branch", "check_suite"),
+)
 LIMIT = {"limit": 5000, "remaining": 4000, "resetAt": RESETS, "cost": 1}
 
 
@@ -222,9 +227,28 @@ def test_a_full_question_costs_one_point_and_is_understood() -> None:
     assert [one.pr.number for one in told.found[1:] if isinstance(one, Found)] == list(range(1, SIZE))
 
 
-# ── webhooks ─────────────────────────────────────────────────────────────────────────────────────
+JSON = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.text(max_size=5)
+    | st.sampled_from([sha(1), REPO, "OPEN", "r0", "p0"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(WORDS), inner, max_size=5),
+    max_leaves=20,
+)
 
-AT = {"repository": {"full_name": REPO}}
+
+@given(body=JSON, event=st.sampled_from(sorted(bridge.EVENTS)))
+def test_whatever_comes_for_an_answer_or_a_webhook_is_no_exception(body: Any, event: str) -> None:
+    told = bridge.answer(body, [ASK])
+    assert isinstance(told, Failure | Answer)
+    told = bridge.answer({"data": {"r0": {"p0": {"nodes": [body, node()]}, "c0": body}}, "errors": body}, [ASK])
+    assert isinstance(told, Failure | Answer)
+    assert all(hint.branch or hint.sha for hint in bridge.hints(event, {**AT, event: body, "sha": body, "ref": body}))
+    bridge.hints(event, body)
+
+
+# ── webhooks ─────────────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize(
