@@ -353,7 +353,8 @@ class Hub:
         share = max(1, min(SHARES, int(heartbeat_ms / 1000 / busy / SWEEPS_PER_HEARTBEAT)))
         while True:
             await asyncio.sleep(busy if self.clients else 1.0)
-            self.sweep(share)
+            if self.clients:
+                self.sweep(share)
 
     async def interest(self) -> None:
         """Say again and again which projects somebody looks at."""
