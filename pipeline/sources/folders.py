@@ -68,9 +68,15 @@ class Folders:
             return
         inotify = self._inotify
         loop, readable = asyncio.get_running_loop(), asyncio.Event()
-        loop.add_reader(inotify.fd, readable.set)
+
+        def woken() -> None:
+            # It stays readable until it is drained: who went on listening would be called without end.
+            loop.remove_reader(inotify.fd)
+            readable.set()
+
         try:
             while True:
+                loop.add_reader(inotify.fd, woken)
                 await readable.wait()
                 await asyncio.sleep(GATHER_S)  # what is written is written in pieces
                 readable.clear()
