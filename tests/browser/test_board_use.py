@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import re
-from typing import Any
+from pathlib import Path
+from typing import Any, Final
 
 from playwright.sync_api import BrowserContext, Page, expect
 
 from pipeline.domain.model import Session
 from tests.browser.conftest import Opener
 from tests.browser.site import Site, ready, worked
+
+SIGN_IN: Final = Path(__file__).parents[2] / "gateway" / "web" / "signin.html"
 
 
 def board(page: Page) -> Page:
@@ -180,6 +183,21 @@ def test_without_a_token_there_is_a_sign_in_and_a_pasted_one_opens_the_board(
     cookie = context.cookies()[0]
     assert (cookie["httpOnly"], cookie["sameSite"]) == (True, "Strict")
     assert workday.token not in cookie["value"]
+
+
+def test_where_a_token_could_be_read_on_the_way_nobody_is_asked_for_one_and_told_what_to_do(
+    context: BrowserContext,
+) -> None:
+    page = context.new_page()
+    asked: list[str] = []
+    page.route(
+        "http://board.example:8787/**", lambda route: asked.append(route.request.url) or route.fulfill(path=SIGN_IN)
+    )
+    page.goto("http://board.example:8787/#token=secret")
+    expect(page.locator("#problem")).to_contain_text("ssh -L 8787:127.0.0.1:8787 board.example")
+    expect(page.locator("#token")).to_be_disabled()
+    expect(page.locator("button")).to_be_disabled()
+    assert not [url for url in asked if "login" in url]
 
 
 def test_a_link_with_the_token_signs_in_a_page_that_is_open_already(workday: Site, context: BrowserContext) -> None:
