@@ -553,6 +553,29 @@ def test_checks_are_counted_until_they_have_ended_and_again_when_they_change() -
         assert [ask.counts for ask in plan.take(at + 50)] == [7]
 
 
+def test_checks_that_were_run_again_or_of_which_there_is_news_are_counted_anew() -> None:
+    plan, branch = followed(1), branches(1)[0]
+    tell(plan, plan.take(0.0), 0.0, pull())
+    assert [ask.counts for ask in plan.take(120.0)] == [None]
+    tell(plan, [Ask(*branch)], 120.0, pull(ci=Ci(state="pending")))
+    assert [ask.counts for ask in plan.take(170.0)] == [7]
+    tell(plan, [Ask(*branch)], 170.0, pull(ci=Ci(state="success")))
+    assert plan.found(branch) == pull(ci=Ci(state="success"))  # not the numbers from before
+    assert [ask.counts for ask in plan.take(175.0)] == [7]
+    tell(plan, [Ask(*branch)], 175.0, pull(ci=Ci(state="success", passed=2, failed=0, pending=0)))
+    plan.hint(Hint(REPO, branch.name))
+    assert [ask.counts for ask in plan.take(180.0)] == [7]
+
+
+def test_a_limit_without_any_points_is_asked_about_now_and_then() -> None:
+    plan = followed(1)
+    tell(plan, plan.take(0.0), 0.0, pull(), Allowance(0, 0, 10.0))
+    assert plan.wait(0.0) == 120  # nothing is due before that
+    plan.hint(Hint(REPO, "b000"))
+    assert plan.take(59.0) == []
+    assert len(plan.take(60.0)) == 1
+
+
 def test_checks_that_cannot_be_counted_are_not_asked_for_again_and_again() -> None:
     plan, now, gaps = followed(1), 0.0, []
     for _ in range(6):

@@ -102,8 +102,8 @@ class Plan:
         self._tries = 0
         self._asked = -math.inf
         self._cost = 1
-        # (repository, pull request, head, state) → checks that have all ended, as they were counted
-        self._counts: OrderedDict[tuple[str, int, str, str], Ci] = OrderedDict()
+        # (repository, pull request, head) → checks that have all ended, as they were counted
+        self._counts: OrderedDict[tuple[str, int, str], Ci] = OrderedDict()
 
     # ── what is followed ─────────────────────────────────────────────────────────────────────────
 
@@ -160,12 +160,13 @@ class Plan:
             standing = self._standing(now)
             self.allowance = standing._replace(remaining=standing.remaining - self._cost)
         self._asked = now
+        asked = [Ask(*branch, self._count(branch)) for branch in chosen]
         for branch in chosen:
             slot = self._slots[branch]
             slot.before, slot.asked = slot.asked, now
             slot.stirred = now if slot.news else slot.stirred
             slot.soon = slot.news = False
-        return [Ask(*branch, self._count(branch)) for branch in chosen]
+        return asked
 
     def wait(self, now: float) -> float:
         """Seconds until `take` is worth calling again, as things stand."""
@@ -185,7 +186,7 @@ class Plan:
         if self.allowance is None:
             gap = GAP_S
         elif spendable < self._cost:
-            return max(self.paused, self.allowance.resets)
+            return max(self.paused, self.allowance.resets, self._asked + LIMITED_S[0])
         else:
             gap = max(GAP_S, self._cost * (self._standing(now).resets - now) / spendable)
         return max(self.paused, self._asked + gap)
@@ -224,11 +225,11 @@ class Plan:
         return "moving" if young and (ci.state == "unknown" or pr.mergeable == "unknown") else "open"
 
     def _count(self, branch: Branch) -> int | None:
-        """The pull request whose checks have to be counted: not if they have all ended and were."""
-        found = self._slots[branch].found
-        if found is None or found.pr.number is None or (found.ci.state == "unknown" and found.counted):
+        """The pull request whose checks have to be counted: not if all have ended and were, unless there is news."""
+        slot = self._slots[branch]
+        if (found := slot.found) is None or (found.ci.state == "unknown" and found.counted):
             return None
-        return None if _key(branch, found) in self._counts else found.pr.number
+        return found.pr.number if slot.news or _key(branch, found) not in self._counts else None
 
     # ── what became of it ────────────────────────────────────────────────────────────────────────
 
@@ -261,15 +262,13 @@ class Plan:
     def _counted(self, branch: Branch, found: Found) -> Found:
         """With the numbers that are remembered of these very checks; remembers them once they have all ended."""
         key = _key(branch, found)
-        if found.counted:
-            if found.ci.state in ("success", "failure") and not found.ci.pending:
-                self._counts[key] = found.ci
-                if len(self._counts) > MAX_COUNTS:
-                    self._counts.popitem(last=False)
-            return found
-        if (ci := self._counts.get(key)) is not None:
-            self._counts.move_to_end(key)
-            return found._replace(ci=ci, counted=True)
+        ci = self._counts.pop(key, None)
+        if not found.counted and ci is not None and ci.state == found.ci.state:
+            found = found._replace(ci=ci, counted=True)
+        if found.counted and found.ci.state in ("success", "failure") and not found.ci.pending:
+            self._counts[key] = found.ci
+            if len(self._counts) > MAX_COUNTS:
+                self._counts.popitem(last=False)
         return found
 
     def found(self, branch: Branch) -> Found | None:
@@ -307,5 +306,5 @@ def _backoff(tries: int, first: float, longest: float) -> float:
     return min(first * 2.0 ** min(tries - 1, 20), longest)
 
 
-def _key(branch: Branch, found: Found) -> tuple[str, int, str, str]:
-    return branch.repo, found.pr.number or 0, found.head, found.ci.state or ""
+def _key(branch: Branch, found: Found) -> tuple[str, int, str]:
+    return branch.repo, found.pr.number or 0, found.head

@@ -111,18 +111,18 @@ class GitHub(Source):
                     await self._ask(self._client)
                 told = await self._tell(desk)
                 self._fare(desk)
-                await self._sleep(desk, surveyed + pause, told)
+                await self._sleep(desk, surveyed + pause, told and moved is desk.moved)
         finally:
             hints.close()
             await self._close()
 
-    async def _sleep(self, desk: Desk, surveyed: float, told: bool) -> None:
+    async def _sleep(self, desk: Desk, surveyed: float, done: bool) -> None:
         """Until a question is due, a hint comes, the worktrees change, or they have to be looked at again."""
         now = time.monotonic()
         wait = surveyed - now
         if self._client is not None:
             wait = min(wait, self.plan.wait(now), INTEREST_S)  # somebody may begin to look on
-        if not told:
+        if not done:
             wait = min(wait, AGAIN_S)
         moving = asyncio.create_task(desk.moved.wait())
         hinted = asyncio.create_task(self._due.wait())
