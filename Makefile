@@ -6,7 +6,7 @@ STAMP := .venv/.installed
 NODE := clients/js/node_modules/.package-lock.json
 
 .DEFAULT_GOAL := help
-.PHONY: help venv run demo test check fmt mutants bench soak clean
+.PHONY: help venv run demo test check fmt mutants bench soak faults clean
 
 help:  ## List the targets
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
@@ -55,6 +55,12 @@ SOAK_OUT ?= build/soak
 soak: venv  ## Run all of it under load for SOAK_MINUTES; fail if anything grows
 	$(BIN)/python -m pip install --quiet --group soak
 	$(BIN)/python -m tests.soak --minutes $(SOAK_MINUTES) --out $(SOAK_OUT)
+
+FAULTS ?= 1000
+SEED ?= 1
+
+faults: venv  ## Break a whole deployment FAULTS times at random; fail if a promise breaks
+	$(BIN)/python -m tests.faults --faults $(FAULTS) --seed $(SEED)
 
 clean:  ## Remove what the other targets made
 	rm -rf .venv clients/js/node_modules build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
