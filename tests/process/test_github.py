@@ -411,6 +411,21 @@ def test_without_a_remote_at_github_nothing_is_asked(play, repo) -> None:
     play(scene)
 
 
+def test_a_remote_that_leads_elsewhere_for_a_while_takes_the_pull_request_along(play, repo, monkeypatch) -> None:
+    async def scene(on: Session) -> None:
+        on.hub.pull(REPO, Pull(7, "feature"))
+        await on.until(lambda: on.last("pr") == OPEN)
+        git(repo, "remote", "set-url", "origin", "https://gitlab.com/acme/web")
+        await on.sees(Pr(), Ci())
+        assert on.health[0] == "idle"
+        git(repo, "remote", "set-url", "origin", f"https://github.com/{REPO}")
+        await on.until(lambda: on.last("pr") == OPEN)
+        await on.until(lambda: on.health == ("running", ""))
+
+    monkeypatch.setattr(poller, "TOKEN_S", 600.0)
+    play(scene)
+
+
 def test_a_restart_takes_back_what_is_no_more(play) -> None:
     async def first(on: Session) -> None:
         on.hub.pull(REPO, Pull(7, "feature"))

@@ -101,6 +101,7 @@ class GitHub(Source):
                 if not self.plan.branches():
                     self.fares("idle", f"no followed worktree is on a branch that goes to {settings.host}")
                     await self._close()
+                    token_at = 0.0
                 elif self._client is None and now >= token_at:
                     token_at = now + TOKEN_S
                     await self._open(settings.host, settings.api)
