@@ -88,13 +88,16 @@ class Database:
         """A transaction that writes; it holds the writers' lock from its start, so that what it read stands."""
         with self.failures():
             self._current()
+            file = self._file
             with self.engine.connect() as connection:
                 connection = connection.execution_options(treewire_write=True)
                 with connection.begin():
                     self._same(connection)
+                    self._still(file)  # while it waited for the lock
                     if self.path is None:
                         connection.execute(_TAKE_TURN)
                     yield connection
+                    self._still(file)
                     if self.path is None:
                         connection.execute(_NOTIFY)
 
@@ -143,7 +146,15 @@ class Database:
             self._fresh = True
             raise
         if known and self._identity != known:
-            raise CatalogUnavailable(f"The database {self.where} was replaced by another one: try again.")
+            raise self._replaced()
+
+    def _still(self, file: tuple[int, int] | None) -> None:
+        """What is written to a file that is gone is read by nobody."""
+        if self.path is not None and self.file() != file:
+            raise self._replaced()
+
+    def _replaced(self) -> CatalogUnavailable:
+        return CatalogUnavailable(f"The database {self.where} was replaced by another one: try again.")
 
     def _settle(self) -> None:
         file = self.file()

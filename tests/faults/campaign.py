@@ -1,8 +1,8 @@
 """One campaign: a deployment, a load, faults in waves, and after each wave the question when all was well again.
 
-A wave is some faults that overlap. It is over when, after those that last, every process beats and a fresh event in each
-project went round, through each gateway to a client of each gateway, whose copy was then proven by its hash. After some
-waves the load rests too, and everybody has to hold the truth.
+A wave is some faults that overlap. It is over when, after those that last, every process beats and a fresh event in
+each project went round, through each gateway to a client of each gateway, whose copy was then proven by its hash. After
+some waves the load rests too, and everybody has to hold the truth.
 """
 
 from __future__ import annotations

@@ -264,3 +264,35 @@ def test_the_fingerprint_of_databases_without_a_counter_moves_with_every_kind_of
     assert moved()
     catalog.remove_project("b", Stamp(11, 11, "c"), 6)
     assert moved()
+
+
+def test_what_waited_for_a_lock_while_the_file_was_replaced_is_not_written_to_the_one_that_is_gone(catalog, path):
+    """It would be answered as accepted, and nobody would ever read it."""
+    new = path.with_suffix(".new")
+    held = sqlite3.connect(path, isolation_level=None)
+    refused, done = [], threading.Event()
+
+    def write():
+        try:
+            catalog.add_project("/srv/late", 2)
+        except CatalogUnavailable as error:
+            refused.append(str(error))
+        done.set()
+
+    writer = threading.Thread(target=write)
+    try:
+        held.execute("BEGIN EXCLUSIVE")
+        source, copy = sqlite3.connect(path), sqlite3.connect(new)
+        source.backup(copy)
+        copy.close()
+        source.close()
+        writer.start()
+        assert not done.wait(0.3), "it waits for the lock"
+        os.replace(new, path)
+        held.rollback()
+    finally:
+        held.close()
+    writer.join(30)
+    assert refused == [f"The database {path} was replaced by another one: try again."]
+    assert [project.id for project in catalog.projects()] == ["web"]
+    assert catalog.add_project("/srv/late", 3).new
