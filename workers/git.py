@@ -189,6 +189,23 @@ class Looker:
         if now >= self._prune_at:
             self._prune_at = now + PRUNE_S
             prune(self.cache_dir)
+            self._forget_gone()
+
+    def _forget_gone(self) -> None:
+        """Of git directories that are no more, nothing need be remembered."""
+        known = {dirs.git_dir for dirs in self._shadows} | {one.dirs.git_dir for one in self._known.values()}
+        commons = {*self._objects, *(key[0] for key in self.lineages)}
+        gone = {path for path in known | commons if not path.is_dir()}
+        for key in [key for key, one in self._known.items() if one.dirs.git_dir in gone]:
+            self._forget(key)
+        for dirs in [dirs for dirs in self._shadows if dirs.git_dir in gone]:
+            del self._shadows[dirs]
+        for common in [common for common in self._objects if common in gone]:
+            del self._objects[common]
+        for lineage in [key for key in self.lineages if key[0] in gone]:
+            del self.lineages[lineage]
+        for store in [store for store in self.packs if not store.is_dir()]:
+            del self.packs[store]
 
     def _drift(self, job: Job, former: Known, found: Known, told: Set[bytes]) -> int:
         """How many paths turned out to be otherwise although neither they nor a directory of theirs were named."""

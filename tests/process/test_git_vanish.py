@@ -84,3 +84,28 @@ def _remove(repo: Path, worktree: Path, by_git: bool) -> None:
     if by_git:
         git(repo, "worktree", "remove", "--force", worktree, check=False)
     shutil.rmtree(worktree, ignore_errors=True)
+
+
+def test_of_worktrees_that_are_gone_nothing_is_remembered(
+    repo: Path, looker: Looker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """O3: tables, shadows and what was read of repositories go with them, not only when others need the room."""
+    other = make_repo(tmp_path / "other", {"a.txt": "one\n"})
+    stays = add_worktree(repo, tmp_path / "stays", "stays")
+    gone = [add_worktree(repo, tmp_path / f"gone{n}", f"gone{n}") for n in range(5)]
+    for worktree in (stays, *gone, other):
+        write(worktree, {"new.txt": "new\n"})
+        for full in (True, False):
+            job = replace(job_for(worktree), full=full, paths=() if full else (b"new.txt",))
+            assert look_at(job, "worker-0", looker).git is not None
+    assert looker.tables == 7
+    for worktree in gone:
+        git(repo, "worktree", "remove", "--force", worktree)
+    shutil.rmtree(other)
+    monkeypatch.setattr("workers.git.PRUNE_S", 0.0)
+    looker._prune_at = 0.0
+    assert look_at(job_for(stays), "worker-0", looker).git is not None
+    assert looker.tables == 1
+    held = (looker._shadows, looker._objects, looker.packs, {key[0] for key in looker.lineages})
+    assert [len(one) <= 1 for one in held] == [True] * 4
+    assert len(list((tmp_path / "cache").iterdir())) <= 2  # the shadow of the one that stays
