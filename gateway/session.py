@@ -16,7 +16,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Collection
 from typing import Final, NamedTuple, Protocol, TypeAlias
 
@@ -126,7 +125,7 @@ class Session:
         self.seat = Seat(form)
         self.greeted = False
         self.waits = False
-        self.answers: deque[bytes] = deque()
+        self.answers: list[bytes] = []
         self.subscriptions: dict[int, Subscription] = {}
         self.n = 0
         self.acked = 0
@@ -270,8 +269,7 @@ class Session:
 
         After so many bytes the rest is left for the next time; `waits` then says that there is more.
         """
-        out = [*self.answers]
-        self.answers.clear()
+        out, self.answers = self.answers, []
         self.waits = False
         size = 0
         for one in [*self.subscriptions.values()]:

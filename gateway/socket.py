@@ -201,7 +201,7 @@ class Socket(Outlet):
         super().__init__(hub, tally, session, request.transport, current)
         self._ws = Handshake(request, compress, session.limits.frame_bytes + ROOM, self._break)
         self._cut_off: asyncio.TimerHandle | None = None
-        self._room = asyncio.Event()
+        self._room: asyncio.Future[None] | None = None  # waited for while an answer is not out yet
 
     async def run(self, request: web.Request, send_buffer: int) -> WebSocketResponse:
         """Serve it until either side ends it."""
@@ -245,18 +245,22 @@ class Socket(Outlet):
             elif self.open:
                 self._hub.serve(self)
                 while session.answers and self.open:
-                    self._room.clear()
-                    await self._room.wait()
+                    self._room = asyncio.get_running_loop().create_future()
+                    await self._room
 
     def wrote(self, now: int) -> None:
-        self._room.set()
+        self._go_on()
 
     def lost(self) -> None:
-        self._room.set()
+        self._go_on()
+
+    def _go_on(self) -> None:
+        if self._room is not None and not self._room.done():
+            self._room.set_result(None)
 
     def part(self, why: Close) -> None:
         """Whoever does not answer in time is cut off."""
-        self._room.set()
+        self._go_on()
         self._cut_off = asyncio.get_running_loop().call_later(FAREWELL_S, self.transport.abort)
         if not self.transport.is_closing():
             self.transport.write(framing.close(why.code, why.reason))
