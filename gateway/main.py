@@ -40,8 +40,8 @@ COLLECT: Final = (10_000, 10, 10)
 
 
 async def main(process: Process) -> None:
-    # A connection is hundreds of objects that stay. By Python's own measure, looking through them all again and again as
-    # a crowd comes in took half of what they cost.
+    # A connection is hundreds of objects that stay. By Python's own measure, looking through them all again and again
+    # as a crowd comes in took half of what they cost.
     gc.freeze()
     gc.set_threshold(*COLLECT)
     settings = process.settings
