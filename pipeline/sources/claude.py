@@ -108,8 +108,12 @@ def _body(path: str) -> bytes | None:
         return None
     except OSError:
         return b""
-    with open(descriptor, "rb") as file:
+    try:
         found = os.fstat(descriptor)
         if not stat.S_ISREG(found.st_mode) or found.st_uid != os.getuid() or found.st_size > MAX_ENTRY:
             return b""
-        return file.read(MAX_ENTRY)
+        return os.read(descriptor, MAX_ENTRY)
+    except OSError:
+        return b""
+    finally:
+        os.close(descriptor)
