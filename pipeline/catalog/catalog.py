@@ -26,11 +26,14 @@ if TYPE_CHECKING:
 DOMAIN = "catalog:"
 
 
-def open(settings: Settings) -> Catalog:
+def open(settings: Settings, *, make: bool = True) -> Catalog:
     """The catalog that the settings name, brought to the schema of this release; made if there is none.
 
-    The home is made too where the database lies in it; any other folder has to be there.
+    The home is made too where the database lies in it; any other folder has to be there. Without `make` there has to be
+    a database: raises `CatalogUnavailable`.
     """
+    if not make:
+        Database(settings.database_url).exists()
     return open_url(settings.database_url, make_folder=not settings.database.url)
 
 

@@ -66,6 +66,11 @@ class Database:
         """Device and inode of the database file; ``None`` if it is missing, or there is no such thing."""
         return None if self.path is None else _file(self.path)
 
+    def exists(self) -> None:
+        """Raises `CatalogUnavailable` if the file is missing. Of a server only a connection can tell."""
+        if self.path is not None and self.file() is None:
+            raise CatalogUnavailable(f"The database {self.path} is missing: put it back, or restart to begin anew.")
+
     def identity(self) -> str:
         """The name that this database was given when it was made."""
         with self.failures():
@@ -122,8 +127,7 @@ class Database:
     def _current(self) -> str:
         """The identity of the file that is there now, on connections to that file and no other."""
         with self._lock:
-            if self.path is not None and self.file() is None:
-                raise CatalogUnavailable(f"The database {self.path} is missing: put it back, or restart to begin anew.")
+            self.exists()
             self._settle()
             if not self._identity:
                 with self.engine.connect() as connection, connection.begin():

@@ -90,9 +90,14 @@ def _decoded(value: Element) -> Any:
             return inner.text or ""
 
 
+def supervised() -> bool:
+    """Whether supervisord started this process."""
+    return "SUPERVISOR_ENABLED" in os.environ
+
+
 def die_with_supervisor() -> None:
     """Have the kernel kill us when supervisord dies, even by SIGKILL, and even if we are stopped or hung."""
-    if "SUPERVISOR_ENABLED" not in os.environ:
+    if not supervised():
         return
     import ctypes
 

@@ -27,7 +27,7 @@ from pipeline import bus
 from pipeline.runtime.beat import read_beats
 from pipeline.runtime.settings import Settings
 from tests.faults.inject import FAULTS, LASTING, PARTS, Fault, Proxy, Stage, draw_wave, hung
-from tests.faults.load import PROJECTS, Load, Tree, told
+from tests.faults.load import PROJECTS, Load, Refused, Tree, told
 from tests.faults.record import Costs, CrowdProcess, Listener, Taps
 from tests.faults.screens import Crowd, Screen
 from tests.faults.validate import Judge
@@ -300,7 +300,10 @@ class Campaign:
         async def post(project: str, gateway: int) -> None:
             fields = {"provider": "probe", "name": str(number), "state": "working"}
             event = self.load.event(project, f"{project}-probe", f"session:g{gateway}", **fields)
-            await self.load.post([event], self.urls[gateway])
+            try:
+                await self.load.post([event], self.urls[gateway])
+            except Refused as error:
+                self.judge.violated("events", str(error))
 
         posts = asyncio.gather(*(post(project, gateway) for project in PROJECTS for gateway in range(len(self.urls))))
         synced = measured = 0.0

@@ -33,6 +33,7 @@ FLOOD: Final = 4000
 UNTRACKED: Final = 3000
 LOOP_S: Final = 8.0
 SHRUNK_S: Final = 1.0
+CENSUS_S: Final = 30.0
 LONGEST_STOP_S: Final = 10.0
 
 
@@ -328,10 +329,14 @@ def _copy(path: Path) -> Path:
 
 async def shrunk(stage: Stage) -> None:
     """Most workspaces are gone from it for a moment, in which nobody reports anything."""
-    path, kept = stage.database, stage.database.with_suffix(".kept")
+    path, judge = stage.database, stage.load.judge
+    kept = path.with_suffix(".kept")
     await stage.load.rest()
-    judge = stage.load.judge
     try:
+        whole = await asyncio.to_thread(_exclusive, path)
+        if whole is None:
+            return
+        os.replace(await asyncio.to_thread(_copy, path), kept)
         copy = await asyncio.to_thread(_copy, path)
         emptied = sqlite3.connect(copy)
         for table in ("session", "pull_request", "checks", "run_script", "terminal", "ratchet"):
@@ -340,15 +345,15 @@ async def shrunk(stage: Stage) -> None:
         emptied.commit()
         emptied.close()
         judge.keeps = True
-        whole = _exclusive(path)
-        if whole is None:
-            return
-        os.link(path, kept)
         os.replace(copy, path)
         whole.rollback()
         whole.close()
         await asyncio.sleep(SHRUNK_S)
         os.replace(kept, path)
+        # Two censuses in a row that say the same are believed: one of the whole has to come between.
+        over = time.monotonic()
+        while stage.taps.counted < over + SHRUNK_S and time.monotonic() < over + CENSUS_S:
+            await asyncio.sleep(0.05)
     finally:
         judge.keeps = False
         stage.load.busy.set()

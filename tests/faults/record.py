@@ -113,6 +113,7 @@ class Taps:
         self.history = History(folder / "tap.jsonl")
         self.looks: deque[Look] = deque(maxlen=KEPT_LOOKS)
         self.verdicts: Counter[str] = Counter()
+        self.counted = 0.0  # when the last census came that was not held
         self._ends = bus.tap(settings.run_dir, self._take)
 
     def close(self) -> None:
@@ -125,6 +126,8 @@ class Taps:
             if isinstance(message, wire.Delta | wire.Heartbeat):
                 continue  # they are in the feed
             self.history.write(message)
+            if isinstance(message, wire.Counted) and not message.held:
+                self.counted = time.monotonic()
             if isinstance(message, wire.Ruled):
                 self.verdicts[message.verdict] += 1
                 if message.verdict != "foreign":

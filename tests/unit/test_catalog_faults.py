@@ -9,7 +9,9 @@ import threading
 from pathlib import Path
 
 import pytest
+import structlog
 
+from gateway.ingest import Recorder
 from pipeline import catalog as catalogs
 from pipeline.catalog import CatalogUnavailable, ChangeWatch, Observed, Worktree, database
 from pipeline.catalog.ids import worktree_id
@@ -296,3 +298,24 @@ def test_what_waited_for_a_lock_while_the_file_was_replaced_is_not_written_to_th
     assert refused == [f"The database {path} was replaced by another one: try again."]
     assert [project.id for project in catalog.projects()] == ["web"]
     assert catalog.add_project("/srv/late", 3).new
+
+
+def test_a_process_that_restarts_while_the_file_is_away_begins_no_empty_one(catalog, path, monkeypatch):
+    """An empty catalog in its place would answer that there are no projects, and its census that all is gone."""
+    settings = Settings(home=path.parent, database=DatabaseSettings(url=f"sqlite:///{path}"))
+    log = structlog.get_logger()
+    away = path.with_suffix(".away")
+    catalog.close()
+    path.rename(away)
+    monkeypatch.setenv("SUPERVISOR_ENABLED", "1")
+    recorder = Recorder(settings, log)
+    try:
+        recorder.check()
+        assert recorder.state == "degraded"
+        assert not path.exists()
+        away.rename(path)
+        recorder.check()
+        assert recorder.state == "ok"
+        assert [project.id for project in recorder.open().projects()] == ["web"]
+    finally:
+        recorder.close()
