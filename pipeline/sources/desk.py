@@ -22,6 +22,7 @@ from msgspec.structs import replace
 
 from pipeline.bridges.event import ID
 from pipeline.catalog import Catalog, CatalogUnavailable, ChangeWatch, Observed
+from pipeline.catalog.workspaces import Known
 from pipeline.domain.model import LEASED, SESSION_PREFIX, Look, Session, Stamp
 from pipeline.runtime.clock import CLOCK, now_ns, wall_ms
 from pipeline.runtime.log import FilteringBoundLogger
@@ -299,7 +300,7 @@ class Desk:
     async def keep_telling(self) -> None:
         """Write what changed of sessions, many at a time, for ever."""
         started = time.monotonic()
-        orphans: list[tuple[Where, str]] | None = None
+        orphans: list[tuple[str, Row]] | None = None
         while True:
             try:
                 if orphans is None:
@@ -343,10 +344,7 @@ class Desk:
         place = None if best is None else self.place_of(best.cwd)
         for row in self._rows.get(session, {}).values():
             if row.fields.state != "exited" and (place is None or place.workspace != row.place.workspace):
-                # It goes on elsewhere: here it is over.
-                now = now_ns()
-                over = replace(row.fields, state="exited", waiting_for=None, crashed=None)
-                yield Row(row.place, over, Stamp(now, now, CLOCK), row.revision, f"{LEASED} {LEFT}")
+                yield _over(row)  # it goes on elsewhere
         if best is None or place is None:
             return
         before = self._row_of(session, place.workspace)
@@ -391,7 +389,9 @@ class Desk:
             return
         if look.revision is None or (look.producer, look.stamp.ended) == (row.producer, row.stamp.ended):
             taken = row._replace(stamp=look.stamp, revision=look.revision or row.revision)
-            self._rows.setdefault(session, {})[row.place.workspace] = taken
+            known = self._row_of(session, row.place.workspace)
+            if known is None or known.revision <= taken.revision:
+                self._rows.setdefault(session, {})[row.place.workspace] = taken
         elif isinstance(look.value, Session):
             self._hear(Row(row.place, look.value, look.stamp, look.revision or 0, look.producer), session, look.at_ms)
 
@@ -406,24 +406,20 @@ class Desk:
             self.ladder.forget(session)
             self._rows.pop(session, None)
 
-    def _leased(self) -> list[tuple[Where, str]]:
+    def _leased(self) -> list[tuple[str, Row]]:
         """The sessions that a former run of this process told of, and that it did not see end."""
-        found = self.catalog.sessions()
         return [
-            (Where(one.project, one.workspace, one.incarnation, ""), one.id)
-            for one in found
+            (one.id, _row(one))
+            for one in self.catalog.sessions()
             if one.producer.startswith(LEASED) and one.value.state != "exited"
         ]
 
-    async def _end_orphans(self, orphans: list[tuple[Where, str]]) -> None:
-        """Nobody sees them any more, so they ended while nobody looked."""
-        now = now_ns()
-        over, stamp = Session(state="exited"), Stamp(now, now, CLOCK)
-        unseen = [(session, Row(place, over, stamp, 0, LEASED + " " + LEFT)) for place, session in orphans]
-        events = [self._observed(*one) for one in unseen if one[0] not in self._rows]
-        if events:
-            await self.record([replace(event, onto=None) for event in events])
-            self.log.info("sessions ended while nobody looked", count=len(events))
+    async def _end_orphans(self, orphans: Sequence[tuple[str, Row]]) -> None:
+        """Nobody sees them there any more, so they ended while nobody looked."""
+        unseen = [one for one in orphans if self._row_of(one[0], one[1].place.workspace) is None]
+        if unseen:
+            await self.record([self._observed(session, _over(row)) for session, row in unseen])
+            self.log.info("sessions ended while nobody looked", count=len(unseen))
 
     # ── sources ──────────────────────────────────────────────────────────────────────────────────
 
@@ -453,3 +449,15 @@ def _short(value: object) -> object:
     if not isinstance(value, str):
         return value
     return "".join(c for c in value if c.isprintable())[:MAX_TEXT]
+
+
+def _row(known: Known) -> Row:
+    place = Where(known.project, known.workspace, known.incarnation, "")
+    return Row(place, known.value, known.stamp, known.revision, known.producer)
+
+
+def _over(row: Row) -> Row:
+    """The row of a session that is not there any more."""
+    now = now_ns()
+    over = replace(row.fields, state="exited", waiting_for=None, crashed=None)
+    return row._replace(fields=over, stamp=Stamp(now, now, CLOCK), producer=f"{LEASED} {LEFT}")

@@ -220,6 +220,28 @@ def test_an_entry_that_was_put_away_ends_the_session_and_a_file_that_is_gone_doe
     asyncio.run(journey())
 
 
+def test_what_a_former_run_saw_and_a_hook_has_told_of_since_goes_on(settings, repo, monkeypatch) -> None:
+    monkeypatch.setattr("pipeline.sources.desk.GRACE_S", 0.5)
+
+    async def before() -> None:
+        async with Running(settings, monkeypatch) as running:
+            desk = await running.follow(repo)
+            both = [seen(repo, "working", session=session, provider="claude") for session in ("told", "left")]
+            desk.saw("registry", both)
+            await running.until(lambda: len(running.sessions()) == 2)
+
+    async def after() -> None:
+        async with Running(settings, monkeypatch) as running:
+            await running.follow(repo)
+            monkeypatch.setattr("pipeline.sources.desk.PLACES_S", 60)
+            hook(running, repo, "told", state="waiting", waiting_for="permission")
+            await becomes(running, Session(provider="claude", state="exited"), "left")
+            assert row(running, "told") == WAITS
+
+    asyncio.run(before())
+    asyncio.run(after())
+
+
 def test_what_others_told_of_an_archived_workspace_is_let_go(settings, repo, monkeypatch) -> None:
     async def journey() -> None:
         async with Running(settings, monkeypatch) as running:
