@@ -25,7 +25,6 @@ from pipeline.bridges import event as bridge
 from pipeline.bridges.event import Event, EventError
 from pipeline.catalog import Catalog, CatalogUnavailable, Observed
 from pipeline.domain.model import Look, kind_of
-from pipeline.runtime import supervisor
 from pipeline.runtime.clock import CLOCK, now_ns, wall_ms
 from pipeline.runtime.log import FilteringBoundLogger
 from pipeline.runtime.settings import Settings
@@ -123,8 +122,7 @@ class Recorder:
         """The catalog; in a thread. Raises `CatalogUnavailable`."""
         with self._opening:
             if self._catalog is None:
-                # One that is away for a moment is not to be replaced by an empty one: `treewire up` made it.
-                self._catalog = catalog.open(self._settings, make=not supervisor.supervised())
+                self._catalog = catalog.open(self._settings)
             return self._catalog
 
     def check(self) -> None:

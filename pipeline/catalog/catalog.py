@@ -22,17 +22,19 @@ from pipeline.domain.model import Look, Stamp
 
 if TYPE_CHECKING:
     from pipeline.runtime.settings import Settings
+from pipeline.runtime.supervisor import supervised
 
 DOMAIN = "catalog:"
 
 
-def open(settings: Settings, *, make: bool = True) -> Catalog:
+def open(settings: Settings) -> Catalog:
     """The catalog that the settings name, brought to the schema of this release; made if there is none.
 
-    The home is made too where the database lies in it; any other folder has to be there. Without `make` there has to be
-    a database: raises `CatalogUnavailable`.
+    The home is made too where the database lies in it; any other folder has to be there. Under supervisord nothing is
+    made: whoever started the deployment did that, and a file that is away for a moment is not to be replaced by an
+    empty one, in which there are no projects. Raises `CatalogUnavailable`.
     """
-    if not make:
+    if supervised():
         Database(settings.database_url).exists()
     return open_url(settings.database_url, make_folder=not settings.database.url)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Iterator
 from typing import Final
 
@@ -15,6 +16,7 @@ from pipeline.sources.discovery import discover
 from pipeline.sources.outbox import Outbox
 
 ALIVE_S: Final = 3.0
+AGAIN_S: Final = 0.5
 
 
 def sources(settings: Settings) -> Iterator[Source]:
@@ -44,9 +46,23 @@ def sources(settings: Settings) -> Iterator[Source]:
     yield Foreign()
 
 
+async def _open(process: Process) -> catalogs.Catalog | None:
+    """The catalog, as soon as it can be used; ``None`` if we are stopped before."""
+    while not process.stopping.is_set():
+        try:
+            return await asyncio.to_thread(catalogs.open, process.settings)
+        except catalogs.CatalogUnavailable as error:
+            process.state, process.figures["reason"] = "degraded", str(error)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(process.stopping.wait(), AGAIN_S)
+    return None
+
+
 async def main(process: Process) -> None:
     """Run until the process stops."""
-    catalog = await asyncio.to_thread(catalogs.open, process.settings)
+    catalog = await _open(process)
+    if catalog is None:
+        return
     ingress = bus.Ingress(process.settings.run_dir)
     outbox = Outbox(ingress.send)
     watched: frozenset[str] = frozenset()
