@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import sys
-from typing import Any, TextIO
+from typing import Any, TextIO, cast
 
 import msgspec
 
@@ -40,12 +41,27 @@ def setup(name: str, level: str = "info", style: str = "auto", stream: TextIO | 
             _as_text if text else _as_json,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(number),
-        logger_factory=structlog.PrintLoggerFactory(stream),
+        logger_factory=structlog.PrintLoggerFactory(cast("TextIO", _Lossy(stream))),
         cache_logger_on_first_use=True,
     )
     log: FilteringBoundLogger = structlog.get_logger(process=name)
     logging.basicConfig(handlers=[_Bridge(log)], level=max(number, logging.WARNING), force=True)
     return log
+
+
+class _Lossy:
+    """What cannot be written is lost: a full disk or a reader that is gone costs lines, and nobody's work."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> None:
+        with contextlib.suppress(OSError):
+            self._stream.write(text)
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError):
+            self._stream.flush()
 
 
 class _Bridge(logging.Handler):

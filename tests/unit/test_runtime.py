@@ -322,6 +322,18 @@ def test_lines_below_the_level_are_dropped_and_libraries_log_to_the_same_place()
     assert [json.loads(line)["event"] for line in out.getvalue().splitlines()] == ["from within"]
 
 
+@pytest.mark.usefixtures("root_logger")
+def test_what_cannot_be_logged_is_lost_and_stops_nobody() -> None:
+    """The row of the full disk: logs give way first."""
+    full = open("/dev/full", "w", buffering=1)  # noqa: SIM115
+    log = setup("x", stream=full)
+    for n in range(3):
+        log.warning("nobody will read this", n=n)
+    logging.getLogger("library").warning("nor this")
+    with pytest.raises(OSError, match="No space"):
+        full.close()
+
+
 # ── metrics ──────────────────────────────────────────────────────────────────────────────────────
 
 
