@@ -65,8 +65,8 @@ class Observed(Struct, frozen=True):
     run: str = ""
     seq: int | None = None
     producer: str = ""
-
     onto: int | None = None
+
 
 def record(tx: Connection, domain: str, events: Sequence[Observed]) -> list[Look | None]:
     """Write the events. Returns one look per event, in order, and after those any that followed from them.
@@ -272,9 +272,9 @@ class _Batch:
         if row is None:
             return self._written(kind, event.workspace, name, would, home, order.FIRST)
         current = bridge(row, place)
-        ruling = judge(current, look)
         if event.onto is not None and event.onto != row["revision"]:
             return current
+        ruling = judge(current, look)
         if ruling is order.SAME_SEQ:
             return current
         if ruling.verdict not in ("applied", "confirmed"):
