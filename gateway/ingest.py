@@ -58,15 +58,25 @@ class Written(NamedTuple):
 
 
 class Batch:
-    """One request: its events as decoded, whose it is, the clock as it arrived, and who waits for the outcome."""
+    """One request: its events as decoded, whose it is, the clock as it arrived, and who waits for the outcome.
 
-    __slots__ = ("caller", "done", "events", "now_ns", "wall_ms")
+    It is either begun or given up, never both: who is told that nothing was written can rely on it.
+    """
+
+    __slots__ = ("_settled", "caller", "done", "events", "now_ns", "wall_ms")
 
     def __init__(self, events: list[Any], caller: Caller, done: Callable[[Written | Exception], object]) -> None:
         self.events = events
         self.caller = caller
         self.done = done
         self.now_ns, self.wall_ms = now_ns(), wall_ms()
+        self._settled = threading.Lock()
+
+    def begin(self) -> bool:
+        """Take it on; false if it was given up, or taken on, before."""
+        return self._settled.acquire(blocking=False)
+
+    give_up = begin
 
 
 class Recorder:
@@ -115,8 +125,14 @@ class Recorder:
             if self._waiting + len(events) > MAX_WAITING:
                 raise Busy
             self._waiting += len(events)
-        self._batches.put(Batch(events, caller, lambda result: loop.call_soon_threadsafe(settle, result)))
-        return await asyncio.wait_for(outcome, TAKE_S)
+        batch = Batch(events, caller, lambda result: loop.call_soon_threadsafe(settle, result))
+        self._batches.put(batch)
+        try:
+            return await asyncio.wait_for(asyncio.shield(outcome), TAKE_S)
+        except TimeoutError:
+            if batch.give_up():
+                raise
+            return await outcome  # it is being written: only that can tell how it ends
 
     def open(self) -> Catalog:
         """The catalog; in a thread. Raises `CatalogUnavailable`."""
@@ -150,6 +166,7 @@ class Recorder:
                     break
                 batches.append(more)
                 size += len(more.events)
+            batches = [batch for batch in batches if batch.begin()]
             try:
                 self._write(batches)
             except Exception as error:

@@ -18,7 +18,8 @@ import structlog
 from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
 
-from gateway.ingest import Recorder, handler
+from gateway import ingest
+from gateway.ingest import Recorder, Written, handler
 from gateway.tokens import OPERATOR
 from pipeline import catalog
 from pipeline.runtime.clock import wall_ms
@@ -243,3 +244,36 @@ def test_a_catalog_that_stays_locked_is_answered_with_come_back_later_and_no_pat
         assert (await world.json("readyz"))["parts"]["catalog"]["state"] == "ok"
 
     runs(world, test)
+
+
+def test_what_was_refused_for_want_of_time_is_not_written_later_and_what_is_being_written_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """503 means that nothing was written, so that whoever sends it again writes it once."""
+    monkeypatch.setattr(ingest, "TAKE_S", 0.2)
+    settings = Settings.load(tmp_path, environ={})
+
+    async def test() -> None:
+        begun, hold, written = threading.Event(), threading.Event(), []
+        recorder = Recorder(settings, structlog.get_logger())
+
+        def write(batches: list[Any]) -> None:
+            begun.set()
+            hold.wait(10)
+            for batch in batches:
+                written.append(batch.events)
+                batch.done(Written([], []))
+
+        recorder._write = write  # type: ignore[method-assign]
+        first = asyncio.create_task(recorder.take(["first"]))
+        await asyncio.to_thread(begun.wait, 10)
+        with pytest.raises(TimeoutError):
+            await recorder.take(["second"])
+        assert not first.done()
+        hold.set()
+        assert await first == Written([], [])
+        assert await recorder.take(["third"]) == Written([], [])
+        assert written == [["first"], ["third"]]
+        await asyncio.to_thread(recorder.close)
+
+    asyncio.run(test())
