@@ -17,6 +17,7 @@ from pipeline.cli import doctor, status
 from pipeline.domain.model import Ci, Pr
 from pipeline.runtime.settings import Settings
 from pipeline.sources.github import client, token
+from pipeline.sources.github import plan as planned
 from pipeline.sources.github.client import Refused
 from pipeline.sources.github.plan import (
     CADENCE_S,
@@ -437,6 +438,12 @@ def branches(count: int) -> list[Branch]:
     return [Branch(REPO, REPO, f"b{n:03}") for n in range(count)]
 
 
+@pytest.fixture
+def as_if_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that is looked at counts as hundreds."""
+    monkeypatch.setattr(planned, "FEW_S", 1000.0)
+
+
 def followed(watched: int, others: int = 0, pushed: bool = True) -> Plan:
     plan = Plan()
     plan.follow({branch: Interest(n < watched, pushed) for n, branch in enumerate(branches(watched + others))})
@@ -469,10 +476,21 @@ def tell(
     ],
 )
 @pytest.mark.parametrize("watched", [True, False])
+@pytest.mark.usefixtures("as_if_many")
 def test_the_cadence_follows_from_what_is_known_and_from_who_looks_on(one, state, watched) -> None:
     plan = followed(int(watched), int(not watched))
     tell(plan, plan.take(0.0), 0.0, one)
     assert plan.wait(0.0) == CADENCE_S[state][not watched]
+
+
+@pytest.mark.parametrize(("watched", "cadence"), [(1, 50), (125, 50), (200, 80), (300, 120), (400, 120)])
+def test_while_few_are_looked_at_checks_that_begin_and_end_between_pushes_are_seen_in_time(watched, cadence) -> None:
+    """However short they are, and wherever the push came from."""
+    plan, now = followed(watched), 0.0
+    while asked := plan.take(now):
+        tell(plan, asked, now, pull())
+        now += 1
+    assert plan.wait(now) == cadence - now
 
 
 def test_nobody_looking_on_makes_it_slow_at_once_and_somebody_fast() -> None:
@@ -485,6 +503,7 @@ def test_nobody_looking_on_makes_it_slow_at_once_and_somebody_fast() -> None:
     assert plan.wait(0.0) == watched
 
 
+@pytest.mark.usefixtures("as_if_many")
 def test_checks_that_are_not_announced_yet_are_waited_for_only_so_long() -> None:
     plan, now = followed(1), 0.0
     while now < HOUR_S / 2:
@@ -501,6 +520,7 @@ def test_a_branch_that_was_never_pushed_is_hardly_asked_for() -> None:
     assert plan.wait(0.0) == CADENCE_S["unpushed"][0]
 
 
+@pytest.mark.usefixtures("as_if_many")
 def test_a_question_is_filled_up_with_what_is_past_half_of_its_cadence() -> None:
     plan = followed(3)
     tell(plan, plan.take(0.0), 0.0, pull())
@@ -511,6 +531,7 @@ def test_a_question_is_filled_up_with_what_is_past_half_of_its_cadence() -> None
     assert [ask.branch for ask in plan.take(60.0)] == ["b001", "b000", "b002"]
 
 
+@pytest.mark.usefixtures("as_if_many")
 def test_a_question_is_never_too_large_and_no_branch_is_left_out() -> None:
     plan = followed(10, 100)
     first = plan.take(0.0)
@@ -567,6 +588,7 @@ def test_checks_that_were_run_again_or_of_which_there_is_news_are_counted_anew()
     assert [ask.counts for ask in plan.take(180.0)] == [7]
 
 
+@pytest.mark.usefixtures("as_if_many")
 def test_a_limit_without_any_points_is_asked_about_now_and_then() -> None:
     plan = followed(1)
     tell(plan, plan.take(0.0), 0.0, pull(), Allowance(0, 0, 10.0))
@@ -576,6 +598,7 @@ def test_a_limit_without_any_points_is_asked_about_now_and_then() -> None:
     assert len(plan.take(60.0)) == 1
 
 
+@pytest.mark.usefixtures("as_if_many")
 def test_checks_that_cannot_be_counted_are_not_asked_for_again_and_again() -> None:
     plan, now, gaps = followed(1), 0.0, []
     for _ in range(6):
@@ -667,6 +690,7 @@ def test_where_not_all_can_be_asked_for_those_that_are_looked_at_go_first_and_ta
     assert sum(len(turn) for turn in turns) == sum(times.values())
 
 
+@pytest.mark.usefixtures("as_if_many")
 def test_after_a_hint_a_branch_is_asked_for_as_if_something_went_on_for_a_while() -> None:
     plan = followed(1)
     tell(plan, plan.take(0.0), 0.0, pull())

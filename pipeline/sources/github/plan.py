@@ -1,6 +1,7 @@
 """What to ask GitHub next: which branches are due, how many at once, and what the token may spend.
 
-1. How often a branch is asked for follows from what is known of it and from whether somebody looks on.
+1. How often a branch is asked for follows from what is known of it and from whether somebody looks on. Where somebody
+   does, checks may begin and end at any time: so as long as few are looked at, all are asked for as if they moved.
 2. A question costs one point however many branches it has. So it is filled up with those that are due soon.
 3. A share of the limit is the user's: below it nothing is asked until the limit is new.
 4. What is left above that is spread over the time until then: questions are never closer to each other than it allows.
@@ -40,6 +41,7 @@ TOKEN_S: Final = 300.0
 MAX_COUNTS: Final = 4096
 
 State: TypeAlias = Literal["new", "moving", "open", "none", "unpushed", "over"]
+FEW_S: Final = 0.4  # seconds between two looks for each branch that somebody looks at, within the bounds below
 # Seconds between two looks: where somebody looks on, and elsewhere.
 CADENCE_S: Final[Mapping[State, tuple[float, float]]] = {
     "new": (50.0, 300.0),
@@ -102,6 +104,7 @@ class Plan:
         self._tries = 0
         self._asked = -math.inf
         self._cost = 1
+        self._watched = 0
         # (repository, pull request, head) → checks that have all ended, as they were counted
         self._counts: OrderedDict[tuple[str, int, str], Ci] = OrderedDict()
 
@@ -116,6 +119,7 @@ class Plan:
                 self._slots[branch] = _Slot(interest)
             else:
                 slot.interest = interest
+        self._watched = sum(interest.watched for interest in branches.values())
 
     def hint(self, hint: Hint) -> int:
         """Something happened there; returns how many branches that concerns."""
@@ -207,7 +211,11 @@ class Plan:
         return slot.asked + self._cadence(slot)
 
     def _cadence(self, slot: _Slot) -> float:
-        return CADENCE_S[self._state(slot)][not slot.interest.watched]
+        state, watched = self._state(slot), slot.interest.watched
+        cadence = CADENCE_S[state][not watched]
+        if state == "open" and watched:
+            return min(cadence, max(CADENCE_S["moving"][0], FEW_S * self._watched))
+        return cadence
 
     def _state(self, slot: _Slot) -> State:
         if not slot.known:
