@@ -157,6 +157,8 @@ def test_every_group_is_counted_and_an_entry_tells_its_incarnation() -> None:
     assert counters(shown) == (3, {"life": 7, "git": 9, "run": 1001, "pr": 4, "session:a": 12})
     assert counters({"life": {"name": "alpha-one-t1", "branch": "alpha-one-t1.2"}}) == (2, {})
     assert counters({"life": {"name": "alpha-one", "branch": "main"}}) == (0, {})
+    going = entry(7, 3, git={"insertions": 0})
+    assert counters(going) == (3, {"life": 7})  # its files are being taken away
 
 
 # ── a screen that is shown what it must not ──────────────────────────────────────────────────────

@@ -27,7 +27,7 @@ def counters(entry: dict[str, Any]) -> tuple[int, dict[str, int]]:
     if len(parts) == 2 and parts[1].count(".") == 1:  # "alpha-one-w3 17.2"
         found["life"] = int(parts[1].partition(".")[0])
     lines = (entry.get("git") or {}).get("insertions")
-    if lines is not None:
+    if lines:  # none at all: what a look sees that meets a worktree while git takes its files away
         found["git"] = lines
     for group, field in (("run", "port"), ("pr", "number")):
         value = (entry.get(group) or {}).get(field)
