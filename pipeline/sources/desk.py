@@ -41,6 +41,7 @@ MAX_TEXT: Final = 128
 LEFT: Final = "left"
 DEATH: Final = "process death"
 TOLD: Final = "told"  # by hooks, orchestrators and scripts
+HOOK: Final = "hook"  # what the gateway names the hooks of agents
 
 
 class Where(NamedTuple):
@@ -230,6 +231,8 @@ class Desk:
         found = await asyncio.to_thread(self.catalog.told_sessions, standing)
         homes = {place.workspace: place for place in self._places.values()}
         for known in sorted(found, key=lambda known: known.stamp.ended):
+            if known.producer != HOOK and known.id not in standing and known.id not in self._rows:
+                continue  # a name that somebody chose: in each workspace it may be another session's
             row, place = self._row_of(known.id, known.workspace), homes.get(known.workspace)
             if place is not None and (row is None or row.revision < known.revision):
                 self._hear(Row(place, known.value, known.stamp, known.revision, known.producer), known.id, known.at_ms)

@@ -49,13 +49,16 @@ def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
     return Settings.load(tmp_path / "home", {"sources.processes": False, "sources.tmux": False}, environ={})
 
 
-def hook(running: Running, repo: Path, session: str = "s", *, age_ms: int = 0, **fields: Any) -> None:
+def hook(
+    running: Running, repo: Path, session: str = "s", *, age_ms: int = 0, producer: str = "hook", **fields: Any
+) -> None:
     """What the gateway writes of a hook."""
     at = now_ns() - age_ms * 1_000_000
     fields = {"provider": "claude", "waiting_for": None, "crashed": False, **fields}
-    project, workspace = repo.name, worktree_id(repo)
+    project = next((one.id for one in running.catalog.projects() if one.path == str(repo)), repo.name)
+    workspace = worktree_id(repo)
     group, wall = f"session:{session}", wall_ms() - age_ms
-    event = Observed(project, workspace, group, fields, Stamp(at, at, CLOCK), wall, producer="hook")
+    event = Observed(project, workspace, group, fields, Stamp(at, at, CLOCK), wall, producer=producer)
     running.catalog.record([event])
 
 
@@ -334,5 +337,25 @@ def test_the_sources_of_claude_and_hooks_of_claude_are_one_session(settings, rep
                 assert running.catalog.sessions()[0].producer.startswith(LEASED)
             finally:
                 claude.leave()
+
+    asyncio.run(journey())
+
+
+def test_a_session_of_the_same_name_in_two_worktrees_that_scripts_tell_of_is_two_sessions(
+    settings, repo, tmp_path, monkeypatch
+) -> None:
+    """Only the names that agents give are of the whole host."""
+
+    async def journey() -> None:
+        async with Running(settings, monkeypatch) as running:
+            other = made(tmp_path / "other")
+            await running.follow(repo, other)
+            for where in (repo, other):
+                hook(running, where, "claude", producer="report", state="working")
+            hook(running, repo, "claude-1", state="working")
+            await weighed(running, "claude-1")  # and with it what was told before
+            await asyncio.sleep(0.5)
+            states = [one.value.state for one in running.catalog.sessions() if one.id == "claude"]
+            assert states == ["working", "working"]
 
     asyncio.run(journey())
