@@ -30,7 +30,8 @@ class Agent:
         self.home, self.worktree, self.session = home, worktree, session
         program = home / "bin" / self.provider
         program.parent.mkdir(parents=True, exist_ok=True)
-        program.write_text(SCRIPT)
+        if not program.exists():  # others may be reading it as they start
+            program.write_text(SCRIPT)
         self.process = subprocess.Popen([sys.executable, str(program)], cwd=worktree, stdin=subprocess.PIPE)
 
     def kill(self) -> None:
@@ -66,6 +67,7 @@ class Claude(Agent):
             self.status("idle")
 
     def status(self, status: str, waiting_for: str = "") -> None:
+        assert self.process.poll() is None, "it is not alive"
         entry = {
             "pid": self.process.pid,
             "procStart": str(started(self.process.pid)),

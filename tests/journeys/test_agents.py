@@ -30,10 +30,6 @@ pytestmark = [
     pytest.mark.timeout(180),
     pytest.mark.xdist_group("journeys"),
     pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this host"),
-    pytest.mark.skipif(
-        "TREEWIRE_OPEN" not in os.environ,
-        reason="open: on a loaded host a change of a registry entry is sometimes not shown within a minute",
-    ),
 ]
 
 TREES = 10
