@@ -22,6 +22,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from gateway.access import problem
+from gateway.body import whole
 from gateway.hub import Hub
 from gateway.ingest import Busy, Recorder, Refused
 from gateway.tokens import Caller
@@ -101,7 +102,7 @@ class Hooks(Collector):
             age_ms = request.query.get("age_ms", "0")
             if not (age_ms.isascii() and age_ms.isdigit() and len(age_ms) < 10 and int(age_ms) <= MAX_AGE_MS):
                 return problem(400, "bad_hook", f"age_ms: is not between 0 and {MAX_AGE_MS}")
-            body = await _whole(request)
+            body = await whole(request, MAX_BYTES)
             if body is None or len(self._working) >= MAX_AT_ONCE:
                 self.counts[agent, "lost"] += 1
                 return web.Response(status=202)
@@ -242,14 +243,3 @@ def _event(home: Home, group: str, fields: dict[str, Any], age_ms: int) -> dict[
         "age_ms": age_ms,
         "source": "hook",
     }
-
-
-async def _whole(request: web.Request) -> bytes | None:
-    """The body; ``None`` if it is too large. The application's own bound is for events, which are small."""
-    parts, size = [], 0
-    async for part in request.content.iter_any():
-        size += len(part)
-        if size > MAX_BYTES:
-            return None
-        parts.append(part)
-    return b"".join(parts)

@@ -25,6 +25,7 @@ from prometheus_client.core import CounterMetricFamily
 from prometheus_client.registry import Collector
 
 from gateway.access import GITHUB, Failures, private_text, problem
+from gateway.body import whole
 from pipeline import bus
 from pipeline.bridges import github as bridge
 from pipeline.runtime.settings import Settings
@@ -110,7 +111,7 @@ class Webhooks(Collector):
             return problem(503, "busy", "too many webhooks at once; send it again", Retry_After=RETRY_AFTER), b""
         self._reading += 1
         try:
-            body = await asyncio.wait_for(_whole(request), READ_S)
+            body = await asyncio.wait_for(whole(request, MAX_BYTES), READ_S)
         except TimeoutError:
             return problem(408, "too_slow", f"the body took longer than {READ_S:g} s"), b""
         finally:
@@ -135,16 +136,3 @@ class Webhooks(Collector):
         if len(self._known) > MAX_KNOWN:
             self._known.popitem(last=False)
         return False
-
-
-async def _whole(request: web.Request) -> bytes | None:
-    """The body; ``None`` if it is too large."""
-    if (request.content_length or 0) > MAX_BYTES:
-        return None
-    parts, size = [], 0
-    async for part in request.content.iter_any():
-        size += len(part)
-        if size > MAX_BYTES:
-            return None
-        parts.append(part)
-    return b"".join(parts)

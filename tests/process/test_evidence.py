@@ -349,12 +349,13 @@ def test_a_session_of_the_same_name_in_two_worktrees_that_scripts_tell_of_is_two
     async def journey() -> None:
         async with Running(settings, monkeypatch) as running:
             other = made(tmp_path / "other")
-            await running.follow(repo, other)
+            desk = await running.follow(repo, other)
             for where in (repo, other):
                 hook(running, where, "claude", producer="report", state="working")
             hook(running, repo, "claude-1", state="working")
             await weighed(running, "claude-1")  # and with it what was told before
-            await asyncio.sleep(0.5)
+            desk.saw("played", [seen(repo, "idle", session="later")])
+            await becomes(running, Session(state="idle"), "later")  # and what was to be written before that is
             states = [one.value.state for one in running.catalog.sessions() if one.id == "claude"]
             assert states == ["working", "working"]
 
