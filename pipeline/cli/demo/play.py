@@ -82,6 +82,7 @@ class Play:
         except BaseExceptionGroup as several:
             raise several.exceptions[0] from None
         finally:
+            self._read_drift(settings)
             await reporter.close()
             catalog.close()
 
@@ -136,9 +137,12 @@ class Play:
     async def _count_drift(self, settings: Settings) -> None:
         while True:
             await asyncio.sleep(1)
-            for beat in read_beats(settings.run_dir):
-                if beat.name == "aggregator":
-                    self._drift = int(beat.figures.get("drift", 0))
+            self._read_drift(settings)
+
+    def _read_drift(self, settings: Settings) -> None:
+        for beat in read_beats(settings.run_dir):
+            if beat.name == "aggregator":
+                self._drift = int(beat.figures.get("drift", 0))
 
     async def _shown(self) -> None:
         """Return once every workspace of the scene has the status that it shall have, and git's numbers."""
