@@ -17,6 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final, NamedTuple
 
 from aiohttp import web
+from msgspec.structs import replace
 from prometheus_client import Metric
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
@@ -28,7 +29,7 @@ from gateway.ingest import Busy, Recorder, Refused
 from gateway.tokens import Caller
 from pipeline.bridges import hooks as bridge
 from pipeline.bridges.event import MAX_AGE_MS
-from pipeline.bridges.hooks import AGENTS, HookError, Told
+from pipeline.bridges.hooks import AGENTS, HookError, Told, Wait
 from pipeline.catalog import CatalogUnavailable
 from pipeline.runtime.clock import now_ns
 
@@ -53,11 +54,11 @@ class Hook(NamedTuple):
 
 
 class Home(NamedTuple):
-    """Where a session was seen last, and whether it waits there."""
+    """Where a session was seen last, and what waits there."""
 
     project: str
     workspace: str
-    waits: bool
+    wait: Wait | None = None
 
 
 class Hooks(Collector):
@@ -158,7 +159,8 @@ class Hooks(Collector):
         here, left = homes[0] or before, [home for home in (homes[1], before) if home is not None]
         if here is None:
             return "elsewhere"
-        if told.still and before is not None and before.waits and before.workspace == here.workspace:
+        waits = before is not None and before.workspace == here.workspace and before.wait
+        if waits and told.leaves(waits):
             return "ignored"
         age_ms = max(0, (now_ns() - hook.at_ns) // 1_000_000)
         events = [_event(here, told.group, told.fields, age_ms)]
@@ -181,13 +183,13 @@ class Hooks(Collector):
         """In a thread: the live workspaces of the caller's that hold these folders."""
         store = self._recorder.open()
         found = [store.workspace_at(folder) if folder.startswith("/") else None for folder in folders]
-        return [Home(at.project, at.id, False) if at is not None and caller.may(at.project) else None for at in found]
+        return [Home(at.project, at.id) if at is not None and caller.may(at.project) else None for at in found]
 
     def _remember(self, told: Told, here: Home) -> None:
         before = self._homes.pop(told.group, None)
-        waits = told.waits if "state" in told.fields else before is not None and before.waits
+        wait = told.wait if "state" in told.fields else before and before.wait
         if told.fields.get("state") != "exited":
-            self._homes[told.group] = here._replace(waits=waits)
+            self._homes[told.group] = here._replace(wait=wait)
         if len(self._homes) > MAX_KNOWN:
             self._homes.popitem(last=False)
 
@@ -223,11 +225,12 @@ class Hooks(Collector):
 def joined(one: Hook, other: Hook) -> Hook:
     """Two hooks of a session as one: the later one's, with what only the earlier one told."""
     earlier, later = sorted((one, other), key=lambda hook: hook.at_ns)
-    known = {} if later.told.still and earlier.told.waits else later.told.fields
-    told = Told(
-        group=later.told.group,
+    goes_on = earlier.told.wait is not None and later.told.leaves(earlier.told.wait)
+    last = earlier.told if goes_on else later.told
+    told = replace(
+        last,
         cwd=later.told.cwd,
-        fields={**earlier.told.fields, **known},
+        fields={**earlier.told.fields, **last.fields},
         left=later.told.left or earlier.told.left,
         still=later.told.still and earlier.told.still,
     )

@@ -24,6 +24,8 @@ STATES: Final[dict[str, SessionState]] = {"busy": "working", "shell": "idle", "i
 ASKING: Final[dict[str, WaitingFor]] = {"AskUserQuestion": "question", "ExitPlanMode": "plan"}
 # How a turn that was stopped by the user is noted, in the place of what he would have said.
 INTERRUPTED: Final = "[Request interrupted by user"
+# What the program itself notes: the output of a command that only it has run, after which it is the user's turn.
+COMMAND_ENDED: Final = ("<local-command-stdout>", "<local-command-stderr>", "<bash-stdout>", "<bash-stderr>")
 SYNTHETIC: Final = "<synthetic>"
 
 
@@ -47,6 +49,7 @@ class _Entry(Struct):
     waitingFor: Any = None
     name: Any = None
     statusUpdatedAt: Any = None
+    updatedAt: Any = None
 
 
 def registered(body: bytes) -> Registered | None:
@@ -69,7 +72,7 @@ def asked_for(words: Any) -> WaitingFor:
     text = words.lower() if isinstance(words, str) else ""
     if "plan" in text:
         return "plan"
-    if "question" in text or "input" in text or "elicit" in text:
+    if "question" in text or "input" in text or "elicit" in text or "dialog" in text:
         return "question"
     if "auth" in text or "login" in text or "sign" in text:
         return "auth"
@@ -83,7 +86,8 @@ def _ticks(value: Any) -> int | None:
 
 
 def _ms(entry: _Entry) -> int | None:
-    at = entry.statusUpdatedAt
+    # Most releases date the entry as a whole, whenever they write its status. A date without a status dates nothing.
+    at = entry.updatedAt if entry.statusUpdatedAt is None and entry.status is not None else entry.statusUpdatedAt
     if isinstance(at, str):
         return time_ms(at)
     return int(at) if type(at) in (int, float) and 0 < at < 2**53 else None
@@ -119,6 +123,7 @@ class _Line(Struct):
     timestamp: Any = None
     isSidechain: Any = None
     isMeta: Any = None
+    isCompactSummary: Any = None
     isApiErrorMessage: Any = None
     message: Any = None
 
@@ -152,11 +157,11 @@ def _state(reading: Reading, line: _Line) -> bool:
     content = message.content
     blocks = [block for block in content if isinstance(block, dict)] if isinstance(content, list) else []
     if line.type == "user":
-        if line.isMeta is True:
+        if line.isMeta is True or line.isCompactSummary is True:
             return False  # the program's own remarks
         texts = [content] if isinstance(content, str) else [block.get("text") for block in blocks]
-        stopped = any(isinstance(text, str) and text.startswith(INTERRUPTED) for text in texts)
-        reading.state, reading.waiting_for = ("idle" if stopped else "working"), None
+        over = any(isinstance(text, str) and text.startswith((INTERRUPTED, *COMMAND_ENDED)) for text in texts)
+        reading.state, reading.waiting_for = ("idle" if over else "working"), None
         return True
     if line.type != "assistant":
         return False

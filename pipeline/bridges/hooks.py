@@ -20,7 +20,7 @@ AGENTS: Final = ("claude", "codex", "gemini")
 KEPT: Final = frozenset(
     {
         *("session_id", "thread-id", "cwd", "new_cwd", "old_cwd"),
-        *("hook_event_name", "type", "source", "model", "tool_name", "notification_type"),
+        *("hook_event_name", "type", "source", "model", "tool_name", "notification_type", "agent_id"),
     }
 )
 
@@ -93,6 +93,19 @@ NOTIFICATIONS: Final[Mapping[str, Says]] = {
 }
 
 
+# What a session waits for ends with its user's word, and with what the agent that waits does next. The end of another
+# tool of the same turn is no such thing: some run side by side.
+PROMPTED: Final = "UserPromptSubmit"
+ENDED: Final = frozenset({"PostToolUse", "PostToolUseFailure", "PermissionDenied"})
+
+
+class Wait(NamedTuple):
+    """Which agent of a session waits (``""``: the first; ``None``: that is not known), and with which tool."""
+
+    by: str | None
+    tool: str
+
+
 class HookError(ValueError):
     """The sender's fault: this is no hook of that agent. `field` says where."""
 
@@ -104,7 +117,8 @@ class HookError(ValueError):
 class Told(Struct, frozen=True):
     """What a hook says of its session: in which folder it is, and some of the fields of its group.
 
-    `left`: the folder that it was in before. `still`: see `Says`.
+    `left`: the folder that it was in before. `still`: see `Says`. `by`: as `Wait` has it.
+    `tool`: the tool that it is about; `ended`: which has ended. `prompted`: the user has spoken.
     """
 
     group: str
@@ -112,17 +126,35 @@ class Told(Struct, frozen=True):
     fields: dict[str, Any]
     left: str = ""
     still: bool = False
+    by: str | None = ""
+    tool: str = ""
+    ended: bool = False
+    prompted: bool = False
 
     @property
     def waits(self) -> bool:
         return self.fields.get("state") == "waiting"
+
+    @property
+    def wait(self) -> Wait | None:
+        return Wait(self.by, self.tool) if self.waits else None
+
+    def leaves(self, wait: Wait) -> bool:
+        """Whether this wait goes on, whatever it is that happened beside it."""
+        if self.still:
+            return True
+        if self.fields.get("state") != "working" or self.prompted or wait.by is None:
+            return False
+        other = "" not in (self.tool, wait.tool) and self.tool != wait.tool
+        return self.by != wait.by or (self.ended and other)
 
 
 def read(agent: str, body: bytes) -> Told | None:
     """The hook in this JSON; ``None`` if it says nothing of the session's state. Raises `HookError`."""
     hook = _kept(body)
     event = hook.get("hook_event_name") or hook.get("type", "")
-    says = _says(ALSO[agent].get(event, event), hook)
+    event = ALSO[agent].get(event, event)
+    says = _says(event, hook)
     if says is None:
         return None
     session, cwd = hook.get("session_id") or hook.get("thread-id", ""), hook.get("new_cwd") or hook.get("cwd", "")
@@ -136,7 +168,17 @@ def read(agent: str, body: bytes) -> Told | None:
         fields["model"] = hook["model"]
     if says.state is not None:
         fields |= {"state": says.state, "waiting_for": says.waiting_for, "crashed": False}
-    return Told(SESSION_PREFIX + named, cwd, fields, hook.get("old_cwd", ""), says.still)
+    return Told(
+        group=SESSION_PREFIX + named,
+        cwd=cwd,
+        fields=fields,
+        left=hook.get("old_cwd", ""),
+        still=says.still,
+        by=None if says.still else hook.get("agent_id", ""),
+        tool=hook.get("tool_name", ""),
+        ended=event in ENDED,
+        prompted=event == PROMPTED,
+    )
 
 
 def _says(event: str, hook: Mapping[str, str]) -> Says | None:

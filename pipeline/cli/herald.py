@@ -15,7 +15,7 @@ import sys
 KEPT = frozenset(
     {
         *("session_id", "thread-id", "cwd", "new_cwd", "old_cwd"),
-        *("hook_event_name", "type", "source", "model", "tool_name", "notification_type"),
+        *("hook_event_name", "type", "source", "model", "tool_name", "notification_type", "agent_id"),
     }
 )
 WAIT_S = 0.5

@@ -20,6 +20,7 @@ from pipeline.domain.model import Session, Stamp
 
 BUSY: Final = ("starting", "working", "waiting")
 IDENTITY: Final = ("provider", "name", "model")
+ASKED: Final = ("plan", "question")
 
 
 class Rung(IntEnum):
@@ -159,6 +160,10 @@ def weigh(sightings: dict[str, Sighting]) -> Best | None:
     for name in IDENTITY:
         known = (getattr(one.fields, name) for _, one in ranked)
         fields = replace(fields, **{name: next((value for value in known if value is not None), None)})
+    if fields.waiting_for == "permission":
+        # Claude's registry has this one word for whatever the user is asked; what for is in the lines.
+        kinds = (one.fields.waiting_for for _, one in ranked if one.fields.state == "waiting")
+        fields = replace(fields, waiting_for=next((kind for kind in kinds if kind in ASKED), "permission"))
     if fields.state is None:
         fields = replace(fields, state="unknown")
     if fields.state != "exited":
@@ -169,10 +174,13 @@ def weigh(sightings: dict[str, Sighting]) -> Best | None:
 def outdated(told: Sighting, by: Sighting) -> bool:
     """Whether evidence that lasts ends what a hook told: it is dated after it, and says something for certain.
 
-    Lines of an agent that waits for a permission read as if it worked, so against a wait they are not certain.
+    Lines of an agent that waits for a permission read as if it worked, so against a wait they are not certain. Whoever
+    says that it waits as well ends nothing.
     """
     if by.rung < Rung.TRANSCRIPT or by.fields.state in (None, "unknown"):
         return False
+    if told.fields.state == by.fields.state == "waiting":
+        return False  # they agree, and a hook knows better what for
     if by.stamp.clock == told.stamp.clock and by.stamp.began <= told.stamp.ended:
         return False
     return by.rung is Rung.REGISTRY or (told.fields.state, by.fields.state) != ("waiting", "working")

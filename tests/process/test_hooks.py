@@ -25,6 +25,7 @@ from tests.world import Child, World, deployed, environment, runs
 
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "hooks"
 CANARY = b"CANARY-7f3a"
+IDLE = {agent: {"hook_event_name": "AfterAgent" if agent == "gemini" else "Stop"} for agent in hooks.AGENTS}
 WELL = (202, 204)
 
 
@@ -106,6 +107,10 @@ def test_every_hook_of_every_agent_shows_on_every_screen_and_no_word_of_the_work
                         case = json.loads(line)
                         hook = json.loads(json.dumps(case["hook"]).replace("/srv/web", str(home / "web" / "w1")))
                         session = f"{agent}-{hook.get('session_id') or hook['thread-id']}"
+                        if case["says"] and case["says"].get("state") == "working":
+                            # Nothing waits, which it might leave as it is, and nothing works already.
+                            await _post(world, agent, {**hook, **IDLE[agent]})
+                            await client.until(lambda c, s=session: _state(c, "web-w1", s) == ("idle", None))
                         assert await _post(world, agent, hook) in WELL, hook
                         if case["says"] and "state" in case["says"]:
                             says = (case["says"]["state"], case["says"]["waiting_for"])
@@ -159,6 +164,25 @@ def test_a_notification_does_not_hide_what_is_waited_for(world: World) -> None:
             await client.until(lambda c: _state(c, "web-w1", "claude-s2") == ("idle", None))
             assert _state(client, "web-w1") == ("waiting", "permission")
             assert await _post(world, "claude", _hook("Stop", cwd), "?age_ms=soon") == 400
+
+    runs(world, test)
+
+
+def test_a_wait_is_not_hidden_by_subagents_and_tools_that_go_on_beside_it(world: World) -> None:
+    async def test(world: World) -> None:
+        home = await _followed(world)
+        cwd = home / "web" / "w1"
+        async with world.client() as client:
+            await _post(world, "claude", _hook("PermissionRequest", cwd, tool_name="WebFetch"))
+            await client.until(lambda c: _state(c, "web-w1") == ("waiting", "permission"))
+            await _post(world, "claude", _hook("PreToolUse", cwd, tool_name="Bash", agent_id="a1"))
+            await _post(world, "claude", _hook("PostToolUse", cwd, tool_name="Read"))
+            assert await _count(world, "ignored") == 2
+            await _post(world, "claude", _hook("SessionStart", cwd, session="s2"))
+            await client.until(lambda c: _state(c, "web-w1", "claude-s2") == ("idle", None))
+            assert _state(client, "web-w1") == ("waiting", "permission")
+            await _post(world, "claude", _hook("PostToolUse", cwd, tool_name="WebFetch"))
+            await client.until(lambda c: _state(c, "web-w1") == ("working", None))
 
     runs(world, test)
 

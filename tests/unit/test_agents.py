@@ -41,6 +41,12 @@ def assistant(stop: Any, *blocks: Any, **rest: Any) -> bytes:
         ("permission", "waiting", "permission"),
         ("plan", "waiting", "plan"),
         ("future", "unknown", None),  # present, unrecognised
+        ("2.1.150-busy", "working", None),
+        ("2.1.150-permission", "waiting", "permission"),
+        ("2.1.150-sandbox", "waiting", "permission"),
+        ("2.1.150-worker", "waiting", "permission"),
+        ("2.1.150-dialog", "waiting", "question"),
+        ("2.1.150-input", "waiting", "question"),
     ],
 )
 def test_the_registry_tells_the_state_and_whom_it_is_of(file: str, state: Any, waiting_for: Any) -> None:
@@ -51,8 +57,9 @@ def test_the_registry_tells_the_state_and_whom_it_is_of(file: str, state: Any, w
     assert found.at_ms == 1767323045000
 
 
-def test_a_session_of_the_sdk_has_no_status_and_leaves_it_to_others() -> None:
-    found = claude.registered((FIXTURES / "claude/registry-sdk.json").read_bytes())
+@pytest.mark.parametrize("file", ["sdk", "2.1.150-starting"])
+def test_an_entry_without_a_status_leaves_it_to_others_and_dates_nothing(file: str) -> None:
+    found = claude.registered((FIXTURES / f"claude/registry-{file}.json").read_bytes())
     assert found is not None
     assert found.fields == Session(provider="claude")
     assert found.at_ms is None
@@ -85,11 +92,25 @@ def test_a_transcript_tells_the_state_by_its_last_line_and_subagents_do_not_coun
     assert (reading.session, reading.cwd, reading.at_ms) == ("claude-" + ID, "/work/web", 1767323049000)
 
 
+def test_what_the_program_does_by_itself_is_no_work() -> None:
+    """A conversation that was made shorter, and a command that only the program has run."""
+    reading = claude.Reading()
+    seen = states(reading, claude.read, "claude/transcript-2.1.jsonl")
+    assert seen == ["working", "working", "working", "idle", "working", "idle"]
+    assert reading.fields() == Session(provider="claude", model="claude-opus-4-6", state="idle")
+
+
 def test_nothing_of_what_was_said_is_kept() -> None:
     """G4: no prompt, message or tool's input leaves the file that it is in."""
-    for module, file in ((claude, "claude/transcript-1.jsonl"), (codex, "codex/rollout-1.jsonl")):
+    files = [
+        *((claude, path) for path in sorted((FIXTURES / "claude").glob("*.jsonl"))),
+        *((codex, path) for path in sorted((FIXTURES / "codex").glob("*.jsonl"))),
+    ]
+    assert len(files) >= 5
+    for module, file in files:
+        assert b"CANARY" in file.read_bytes()
         reading = module.Reading()  # type: ignore[attr-defined]
-        for line in (FIXTURES / file).read_bytes().splitlines():
+        for line in file.read_bytes().splitlines():
             module.read(reading, line)  # type: ignore[attr-defined]
             assert "CANARY" not in repr(reading)
 
@@ -157,7 +178,36 @@ def test_a_rollout_that_goes_on_from_another_keeps_its_own_name() -> None:
     assert reading.session == "codex-mine"
 
 
+def test_a_question_to_the_user_is_a_call_that_has_no_answer_yet() -> None:
+    reading = codex.Reading()
+    found = []
+    for line in (FIXTURES / "codex/rollout-0.144-question.jsonl").read_bytes().splitlines():
+        if codex.read(reading, line):
+            found.append((reading.state, reading.waiting_for))
+    # A call beside it that has ended is no answer.
+    assert found == [("idle", None), ("working", None), ("waiting", "question"), ("working", None), ("idle", None)]
+    assert reading.model == "gpt-5.3-codex"
+
+
+@pytest.mark.parametrize(
+    "whose",
+    [
+        {"thread_source": "subagent"},
+        {"source": {"subagent": "review"}},
+        {"source": {"subagent": {"thread_spawn": {}}}},
+    ],
+)
+def test_a_rollout_of_a_subagent_is_no_session(whose: Any) -> None:
+    reading = codex.Reading()
+    meta = {"type": "session_meta", "payload": {"id": "child", "cwd": "/w", **whose}}
+    assert not codex.read(reading, json.dumps(meta).encode())
+    for line in (FIXTURES / "codex/rollout-0.144-subagent.jsonl").read_bytes().splitlines():
+        assert not codex.read(reading, line)
+    assert (reading.session, reading.state) == ("", None)
+
+
 KEYS = ["type", "sessionId", "cwd", "timestamp", "message", "content", "name", "payload", "id", "isSidechain", "text"]
+KEYS += ["source", "thread_source", "call_id"]
 _json = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(max_size=5),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(KEYS), inner, max_size=4),

@@ -135,6 +135,48 @@ def test_hooks_that_had_to_wait_for_the_catalog_are_joined_by_when_they_happened
     assert joined(prompt, start).told.fields["waiting_for"] == "permission"
 
 
+@pytest.mark.parametrize(
+    ("asked", "beside", "goes_on"),
+    [
+        ({}, ("PreToolUse", {"tool_name": "Read"}), False),  # the turn has gone on: it was refused
+        ({}, ("PostToolUse", {"tool_name": "Bash"}), False),
+        ({}, ("PostToolUse", {"tool_name": "Read"}), True),  # it ran beside the one that is asked about
+        ({}, ("PostToolUseFailure", {"tool_name": "Read"}), True),
+        ({}, ("PreToolUse", {"tool_name": "Bash", "agent_id": "a1"}), True),
+        ({}, ("SubagentStop", {"agent_id": "a1"}), True),
+        ({}, ("Stop", {}), False),
+        ({}, ("SessionEnd", {}), False),
+        ({"agent_id": "a1"}, ("PostToolUse", {"tool_name": "Bash"}), True),
+        ({"agent_id": "a1"}, ("PostToolUse", {"tool_name": "Bash", "agent_id": "a2"}), True),
+        ({"agent_id": "a1"}, ("PostToolUse", {"tool_name": "Bash", "agent_id": "a1"}), False),
+        ({"agent_id": "a1"}, ("SubagentStop", {"agent_id": "a1"}), False),
+        ({"agent_id": "a1"}, ("UserPromptSubmit", {}), False),
+        ({"agent_id": "a1"}, ("Stop", {}), False),
+        ({}, ("PermissionRequest", {"tool_name": "WebFetch", "agent_id": "a1"}), False),  # there is a newer one
+    ],
+)
+def test_a_wait_goes_on_while_others_of_its_session_work(asked: dict[str, str], beside: Any, goes_on: bool) -> None:
+    """07: waiting never folds into working."""
+    waits = hooks.read("claude", _hook("PermissionRequest", tool_name="Bash", **asked))
+    then = hooks.read("claude", _hook(beside[0], **beside[1]))
+    assert waits is not None
+    assert waits.wait is not None
+    assert then is not None
+    assert then.leaves(waits.wait) is goes_on
+    later = joined(Hook("claude", waits, OPERATOR, 1), Hook("claude", then, OPERATOR, 2)).told
+    assert (later.fields["state"] == "waiting") == (goes_on or then.waits)
+    assert later.wait == (waits.wait if goes_on else then.wait)
+
+
+def test_of_a_wait_that_only_a_notification_told_of_nobody_knows_whose_it_is() -> None:
+    told = hooks.read("claude", _hook("Notification", notification_type="permission_prompt"))
+    then = hooks.read("claude", _hook("PostToolUse", tool_name="Read", agent_id="a1"))
+    assert told is not None
+    assert told.wait is not None
+    assert then is not None
+    assert not then.leaves(told.wait)
+
+
 def _hook(name: str, **more: Any) -> bytes:
     return json.dumps({"session_id": "s1", "cwd": "/srv/web", "hook_event_name": name, **more}).encode()
 

@@ -55,6 +55,27 @@ def test_what_a_session_waits_for_comes_with_the_state_and_from_nobody_else() ->
     assert best.fields.waiting_for is None
 
 
+@pytest.mark.parametrize(
+    ("registry", "tail", "kind"),
+    [
+        (("waiting", "permission"), ("waiting", "plan"), "plan"),
+        (("waiting", "permission"), ("waiting", "question"), "question"),
+        (("waiting", "permission"), ("working", None), "permission"),
+        (("waiting", "question"), ("waiting", "plan"), "question"),
+        (("waiting", "auth"), ("waiting", "plan"), "auth"),
+    ],
+)
+def test_what_the_registry_has_one_word_for_the_lines_tell_apart(registry: Any, tail: Any, kind: str) -> None:
+    best = weigh(
+        {
+            "registry": sighting(Rung.REGISTRY, 10, registry[0], waiting_for=registry[1]),
+            "tail": sighting(Rung.TRANSCRIPT, 5, tail[0], waiting_for=tail[1]),
+        }
+    )
+    assert best is not None
+    assert (best.source, best.fields.waiting_for) == ("registry", kind)
+
+
 def test_a_death_overrides_all_and_a_session_that_is_resumed_lives() -> None:
     ladder = Ladder()
     assert ladder.saw("registry", sighting(Rung.REGISTRY, 10, "waiting", waiting_for="permission", name="n"))
@@ -117,6 +138,7 @@ def test_no_lower_rung_ever_decides_what_a_higher_one_knows(seen: dict[str, Sigh
         (("working", 10), (Rung.REGISTRY, 11, "unknown"), False),
         (("waiting", 10), (Rung.REGISTRY, 11, "working"), True),
         (("waiting", 10), (Rung.TRANSCRIPT, 11, "working"), False),
+        (("waiting", 10), (Rung.REGISTRY, 11, "waiting"), False),  # it agrees, and knows less of what for
         (("waiting", 10), (Rung.TRANSCRIPT, 11, "idle"), True),
         (("idle", 10), (Rung.TRANSCRIPT, 11, "working"), True),
         (("idle", 10), (Rung.TRANSCRIPT, 9, "working"), False),
