@@ -16,7 +16,7 @@ from gateway.hub import Away, Hub
 from gateway.ingest import MAX_BYTES, RETRY_AFTER, Recorder, answer, busy, handler
 from gateway.session import Close
 from gateway.shelf import Shelf
-from gateway.socket import Socket, Tally, agree
+from gateway.socket import Socket, Tally
 from gateway.tokens import Caller
 from gateway.webhooks import Webhooks
 from pipeline import frames
@@ -39,7 +39,7 @@ def make(process: Process, hub: Hub, recorder: Recorder, access: Access, tally: 
     routes = Routes(process, hub, recorder, tally, access)
     cors = Cors(access)
     app = web.Application(middlewares=[cors.middleware(), access.middleware()], client_max_size=MAX_BYTES)
-    app.on_response_prepare.extend((cors.share, agree))
+    app.on_response_prepare.append(cors.share)
     app.router.add_get("/healthz", routes.healthz)
     app.router.add_get("/readyz", routes.readyz)
     app.router.add_get("/metrics", routes.metrics)
@@ -68,6 +68,8 @@ class Routes:
     def __init__(self, process: Process, hub: Hub, recorder: Recorder, tally: Tally, access: Access) -> None:
         self._process, self._hub, self._recorder, self._tally = process, hub, recorder, tally
         self._access = access
+        # One bound method for all clients, instead of one each.
+        self._current, self._redeem_ticket = access.current, self._redeem
         self._settings = process.settings.gateway
 
     # ── for operators ────────────────────────────────────────────────────────────────────────────
@@ -121,11 +123,10 @@ class Routes:
             settings.heartbeat_ms,
             request,
             caller=request["caller"],
-            redeem=self._redeem,
-            current=self._access.current,
-            compress=settings.compress,
+            redeem=self._redeem_ticket,
+            current=self._current,
         )
-        return await client.run(request, settings.send_buffer)
+        return await client.run(request, settings.send_buffer, settings.compress)
 
     async def events(self, request: web.Request) -> web.StreamResponse:
         """The stream for whoever can only listen: Server-Sent Events of one project."""

@@ -22,12 +22,13 @@ _TEXT: Final = 0x81
 _PACKED_TEXT: Final = 0xC1
 _PACKED: Final = 0x40
 _CLOSE: Final = 0x88
+_PONG: Final = 0x8A
 _REASON_BYTES: Final = 123  # a control frame holds 125, two of which are the code
 _SHORT: Final = 126
 _MEDIUM: Final = 1 << 16
 _WORTH: Final = 256  # below this, a packet is a packet
 _LEVEL: Final = 3
-_TAIL: Final = b"\0\0\xff\xff"
+TAIL: Final = b"\0\0\xff\xff"
 
 
 def text(payload: bytes, _: str = "") -> bytes:
@@ -40,7 +41,7 @@ def deflated(payload: bytes, _: str = "") -> bytes:
     if len(payload) < _WORTH:
         return text(payload)
     packer = zlib.compressobj(_LEVEL, zlib.DEFLATED, -zlib.MAX_WBITS)
-    packed = packer.compress(payload) + packer.flush(zlib.Z_SYNC_FLUSH).removesuffix(_TAIL)
+    packed = packer.compress(payload) + packer.flush(zlib.Z_SYNC_FLUSH).removesuffix(TAIL)
     if len(packed) >= len(payload):
         return text(payload)
     return _head(_PACKED_TEXT, len(packed)) + packed
@@ -67,6 +68,11 @@ def close(code: int, reason: str) -> bytes:
     return pack("!BBH", _CLOSE, 2 + len(said), code) + said
 
 
+def pong(payload: bytes) -> bytes:
+    """The answer to a ping."""
+    return _head(_PONG, len(payload)) + payload
+
+
 def deflates(offers: str) -> bool:
     """Whether a ``Sec-WebSocket-Extensions`` header offers what we can agree to: packing in the full window."""
     for offer in offers.split(","):
@@ -91,7 +97,7 @@ def payloads(data: bytes) -> list[bytes]:
             skip = 4 if size == 126 else 10
             size = int.from_bytes(data[at + 2 : at + skip])
         payload = data[at + skip : at + skip + size]
-        found.append(zlib.decompress(payload + _TAIL + b"\x03\0", -zlib.MAX_WBITS) if packed else payload)
+        found.append(zlib.decompress(payload + TAIL + b"\x03\0", -zlib.MAX_WBITS) if packed else payload)
         at += skip + size
     return found
 

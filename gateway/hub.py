@@ -1,7 +1,7 @@
 """Fan-out: the follower's replicas on one side, every socket's cursor on the other.
 
 The first change after a quiet moment goes out at once. After that, changes are joined and go out once per tick, and
-the tick grows with the number of clients: see docs/decisions/0002-tick-scales-with-clients.md. A socket that cannot
+the tick grows with what a round costs: see docs/decisions/0002-tick-scales-with-clients.md. A socket that cannot
 take more is passed over and tried again: nothing here waits for a client, and nothing is queued for one.
 """
 
@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
+from time import perf_counter
 from typing import Final, Protocol
 
 from gateway.lane import Seat, fan_out
@@ -23,7 +24,10 @@ from pipeline.runtime.beat import read_beats
 from pipeline.runtime.clock import now_ns
 from pipeline.runtime.settings import Gateway
 
-TICK_PER_CLIENT_S: Final = 25e-6
+SHARE: Final = 0.25  # of a core, for fan-out
+WRITE_S: Final = 6e-6  # what a client costs in a round, until it is known
+SMOOTH: Final = 1 / 16
+ROUNDS_OF: Final = 64  # clients; what fewer cost says little
 TICK_MIN_S: Final = 0.004
 TICK_MAX_S: Final = 0.1
 SWEEP_S: Final = 0.25
@@ -96,6 +100,7 @@ class Hub:
         self.shelves: dict[str, Shelf] = {}
         self.clients: set[Client] = set()
         self.strangers: set[Client] = set()  # clients that have not said hello
+        self.left = asyncio.Event()  # set whenever somebody leaves
         self.readers: dict[str, dict[Client, Seat]] = {}
         self.flushes = 0
         self.unsent = 0
@@ -109,6 +114,7 @@ class Hub:
         self._behind: set[Client] = set()
         self._timer: asyncio.TimerHandle | None = None
         self._flushed = self._urgent = self._retried = -1.0
+        self._write_s = WRITE_S
         self._turn = 0
         self._health: frames.Health = {}
         self._processes: tuple[float, dict[str, str]] = (-HEALTH_S, {})
@@ -179,6 +185,7 @@ class Hub:
     def remove(self, client: Client) -> None:
         self.clients.discard(client)
         self.strangers.discard(client)
+        self.left.set()
         self._behind.discard(client)
         for project in self._watching.pop(client, ()):
             self._unwatch(project, client)
@@ -213,9 +220,13 @@ class Hub:
     # ── fan-out ──────────────────────────────────────────────────────────────────────────────────
 
     def tick(self) -> float:
-        """Seconds between two rounds of frames."""
+        """Seconds between two rounds of frames: so long that they take their share of a core, and no more."""
         live = len(self.clients) - len(self._behind)
-        return min(max(live * TICK_PER_CLIENT_S, TICK_MIN_S), TICK_MAX_S)
+        return min(max(live * self._write_s / SHARE, TICK_MIN_S), TICK_MAX_S)
+
+    def _learn(self, clients: int, took: float) -> None:
+        if clients >= ROUNDS_OF:
+            self._write_s += (took / clients - self._write_s) * SMOOTH
 
     def _changed(self, projects: set[str]) -> None:
         urgent = False
@@ -256,20 +267,23 @@ class Hub:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        now, began = now_ns(), self._loop.time()
+        now, began, started = now_ns(), self._loop.time(), perf_counter()
         due: set[Client] = set()
         if began >= self._retried + RETRY_S:  # those who take nothing shall not be asked with every frame
             self._retried = began
             due |= self._behind
+        served = len(due)
         for project in self._dirty:
             readers, shelf = self.readers.get(project, {}), self.shelf(project)
             # Who is behind has its own turn; of the others, most need the same frame and nothing else.
             left = readers if shelf is None else self._fan_out(readers, shelf)
+            served += len(readers)
             due.update(client for client in left if client not in self._behind)
         self._dirty.clear()
         for client in due:
             self._flush_one(client, now)
         self.flushes += 1
+        self._learn(served, perf_counter() - started)
         # The tick counts from the beginning, but half of it is left to everything else.
         self._flushed = max(began, self._loop.time() - self.tick() / 2)
         if self._behind:

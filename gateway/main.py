@@ -9,6 +9,7 @@ its own, counted from the one that is set, for a proxy that shares connections o
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import ipaddress
 import os
@@ -95,9 +96,19 @@ async def main(process: Process) -> None:
     for client in [*hub.clients]:
         client.close(Close(frames.SHUTTING_DOWN, "shutting down"))
     await runner.cleanup()
+    await parted(hub)
     await asyncio.to_thread(recorder.close)
     hub.close()
     bus.close()
+
+
+async def parted(hub: Hub) -> None:
+    """Until all have left; whoever does not answer a farewell is cut off by then."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(FAREWELL_S + 0.5):
+            while hub.clients:
+                hub.left.clear()
+                await hub.left.wait()
 
 
 def writer(process: Process) -> Send:

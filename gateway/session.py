@@ -45,6 +45,9 @@ class Limits(Struct, frozen=True):
     unready_ns: int = 60_000_000_000
 
 
+LIMITS: Final = Limits()
+
+
 class Board(Protocol):
     """Where a session reads from."""
 
@@ -109,6 +112,27 @@ class Subscription:
 class Session:
     """`caller`: ``None`` while nobody knows who it is; `redeem` says whose a ticket is. `form`: how messages leave."""
 
+    __slots__ = (
+        "_at",
+        "_began",
+        "_board",
+        "_heartbeat_ms",
+        "_listens_only",
+        "_next_heartbeat",
+        "_redeem",
+        "_tokens",
+        "acked",
+        "answers",
+        "caller",
+        "greeted",
+        "limits",
+        "n",
+        "resyncs",
+        "seat",
+        "subscriptions",
+        "waits",
+    )
+
     def __init__(
         self,
         board: Board,
@@ -120,7 +144,7 @@ class Session:
         redeem: Redeem = _no_tickets,
         form: Form = framing.text,
     ) -> None:
-        self.limits = limits or Limits()
+        self.limits = limits or LIMITS
         self.caller = caller
         self.seat = Seat(form)
         self.greeted = False
@@ -143,20 +167,19 @@ class Session:
     def projects(self) -> Collection[str]:
         return {one.project for one in self.subscriptions.values()}
 
+    @property
+    def most(self) -> int:
+        """How many bytes the next message may have."""
+        return self.limits.frame_bytes if self.greeted else self.limits.first_bytes
+
     # ── in ───────────────────────────────────────────────────────────────────────────────────────
 
     def receive(self, data: bytes, now: int) -> Close | None:
         """Take one message. What there is to say goes out with the next `due`."""
-        self.seat.cursor = None
-        limits = self.limits
-        self._tokens = min(float(limits.burst), self._tokens + (now - self._at) * limits.per_second / 1e9)
-        self._at = now
-        if self._tokens < 1:
-            return Close(frames.RATE, f"more than {limits.per_second} messages a second")
-        self._tokens -= 1
-        most = limits.frame_bytes if self.greeted else limits.first_bytes
-        if len(data) > most:
-            return Close(frames.BAD_FRAME, f"longer than {most} bytes")
+        if (verdict := self._spend(now)) is not None:
+            return verdict
+        if len(data) > self.most:
+            return Close(frames.BAD_FRAME, f"longer than {self.most} bytes")
         try:
             message = frames.decode_client(data)
         except RecursionError:
@@ -176,6 +199,21 @@ class Session:
                 self._resync(message)
             case frames.Ack():
                 self._ack(message)
+        return None
+
+    def ping(self, data: bytes, now: int) -> Close | None:
+        """Take a ping: it is answered in its turn, and counts like a message."""
+        self.answers.append(framing.pong(data))
+        return self._spend(now)
+
+    def _spend(self, now: int) -> Close | None:
+        self.seat.cursor = None
+        limits = self.limits
+        self._tokens = min(float(limits.burst), self._tokens + (now - self._at) * limits.per_second / 1e9)
+        self._at = now
+        if self._tokens < 1:
+            return Close(frames.RATE, f"more than {limits.per_second} messages a second")
+        self._tokens -= 1
         return None
 
     def follow(self, project: str, epoch: str, version: int, now: int) -> None:

@@ -1,24 +1,26 @@
 """One client's connection: finished frames are written to the transport as they are, and only while it is empty.
 
 So a client that does not read costs what the kernel holds for it and one write more, and delays nobody: see `Hub`.
-`Outlet` is what every connection has that a session writes to; a `Socket` is a WebSocket, whose handshake and reading
-are aiohttp's.
+`Outlet` is what every connection has that a session writes to; a `Socket` is a WebSocket.
 """
 
 from __future__ import annotations
 
 import asyncio
+import base64
+import hashlib
+import re
 import socket
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection
-from typing import Final
+from typing import Any, Final
 
-from aiohttp import WSCloseCode, WSMsgType, hdrs, web
-from aiohttp.web_ws import WebSocketResponse
+from aiohttp import WSCloseCode, hdrs, web
 
 from gateway import framing
 from gateway.hub import Hub
 from gateway.lane import CLOSED
+from gateway.reader import Kind, Message, Reader, Unreadable
 from gateway.session import Close, Redeem, Session
 from gateway.tokens import Caller
 from pipeline import frames
@@ -26,8 +28,9 @@ from pipeline.runtime.clock import now_ns
 
 STALLED_NS: Final = 30_000_000_000
 FAREWELL_S: Final = 2.0
-ROOM: Final = 4096  # a frame that is somewhat too long still gets a code of ours instead of aiohttp's
-UNREADABLE: Final = frozenset({WSCloseCode.PROTOCOL_ERROR, WSCloseCode.INVALID_TEXT, WSCloseCode.MESSAGE_TOO_BIG})
+VERSION: Final = "13"
+KEY: Final = re.compile(r"[A-Za-z0-9+/]{22}==")  # 16 bytes
+GUID: Final = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
 
 Current = Callable[[str], Caller | None]
 
@@ -49,6 +52,8 @@ class Outlet(ABC):
 
     The fast lane writes to its `seat`.
     """
+
+    __slots__ = ("_blocked_since", "_current", "_hub", "_tally", "open", "seat", "session", "transport")
 
     def __init__(
         self, hub: Hub, tally: Tally, session: Session, transport: asyncio.Transport, current: Current
@@ -151,38 +156,71 @@ class Outlet(ABC):
         """Say goodbye, and let go."""
 
 
-class Handshake(WebSocketResponse):
-    """aiohttp's, but what cannot be read is closed with a code of ours; and what is packed is packed our way."""
+class Upgrade(web.StreamResponse):
+    """The answer to a handshake (RFC 6455). Raises `web.HTTPBadRequest` if it is none.
 
-    def __init__(self, request: web.Request, compress: bool, most: int, broken: Callable[[], None]) -> None:
-        super().__init__(
-            protocols=(frames.SUBPROTOCOL,),
-            compress=compress and framing.deflates(",".join(request.headers.getall(hdrs.SEC_WEBSOCKET_EXTENSIONS, []))),
-            autoclose=False,  # we close in our own words, once: see `Outlet.close`
-            max_msg_size=most,
-        )
-        self._broken = broken
+    `packs`: both sides have agreed to pack frames, each by itself. `speaks`: they have agreed on our protocol.
+    """
 
-    @property
-    def packs(self) -> bool:
-        """Whether both sides have agreed to pack frames."""
-        return bool(self.compress)
+    def __init__(self, request: web.Request, compress: bool) -> None:
+        asked = request.headers
+        key = asked.get(hdrs.SEC_WEBSOCKET_KEY, "")
+        if not (
+            asked.get(hdrs.UPGRADE, "").strip().lower() == "websocket"
+            and "upgrade" in asked.get(hdrs.CONNECTION, "").lower()
+            and asked.get(hdrs.SEC_WEBSOCKET_VERSION) == VERSION
+            and KEY.fullmatch(key)
+        ):
+            raise web.HTTPBadRequest
+        offered = ",".join(asked.getall(hdrs.SEC_WEBSOCKET_PROTOCOL, []))
+        self.speaks = frames.SUBPROTOCOL in (one.strip() for one in offered.split(","))
+        self.packs = compress and framing.deflates(",".join(asked.getall(hdrs.SEC_WEBSOCKET_EXTENSIONS, [])))
+        headers = {hdrs.UPGRADE: "websocket", hdrs.CONNECTION: "upgrade", hdrs.SEC_WEBSOCKET_ACCEPT: _accepted(key)}
+        if self.speaks:
+            headers[hdrs.SEC_WEBSOCKET_PROTOCOL] = frames.SUBPROTOCOL
+        if self.packs:
+            headers[hdrs.SEC_WEBSOCKET_EXTENSIONS] = framing.AGREED
+        super().__init__(status=101, headers=headers)
+        self.force_close()
 
-    async def close(self, *, code: int = WSCloseCode.OK, message: bytes = b"", drain: bool = True) -> bool:
-        if code in UNREADABLE:
-            self._broken()
-            code, message = frames.BAD_FRAME, b"not a frame, or too long"
-        return await super().close(code=code, message=message, drain=drain)
+    async def write_eof(self, _: bytes = b"") -> None:
+        """What follows is not aiohttp's."""
 
 
-async def agree(_: web.Request, response: web.StreamResponse) -> None:
-    """As aiohttp is about to answer a handshake: say that frames are packed one by one, each for all."""
-    if isinstance(response, Handshake) and hdrs.SEC_WEBSOCKET_EXTENSIONS in response.headers:
-        response.headers[hdrs.SEC_WEBSOCKET_EXTENSIONS] = framing.AGREED
+def _accepted(key: str) -> str:
+    return base64.b64encode(hashlib.sha1(key.encode() + GUID, usedforsecurity=False).digest()).decode()
 
 
-class Socket(Outlet):
-    """A WebSocket."""
+class _Early:
+    """What a client said before its handshake was answered."""
+
+    def __init__(self) -> None:
+        self.data = b""
+
+    def feed_data(self, data: bytes) -> tuple[bool, bytes]:
+        self.data += data
+        return False, b""
+
+    def feed_eof(self) -> None:
+        """The transport tells that itself."""
+
+
+def _released(request: web.Request) -> bytes:
+    """Let aiohttp forget a connection, as if it were lost; returns what it had read of it already."""
+    protocol: Any = request.protocol
+    early = _Early()
+    protocol.set_parser(early)
+    protocol.transport = None  # it would be closed
+    protocol.connection_lost(None)
+    return early.data
+
+
+class Socket(Outlet, asyncio.Protocol):
+    """A WebSocket. Once aiohttp has answered the handshake, the connection is ours: its request, its parser and its two
+    tasks are ten kilobytes, for a client that says something once in ten seconds.
+    """
+
+    __slots__ = ("_cut_off", "_paused", "_reader")
 
     def __init__(
         self,
@@ -194,81 +232,117 @@ class Socket(Outlet):
         caller: Caller | None,
         redeem: Redeem,
         current: Current,
-        compress: bool = True,
     ) -> None:
         assert request.transport is not None
         session = Session(hub, heartbeat_ms, now_ns(), caller=caller, redeem=redeem)
         super().__init__(hub, tally, session, request.transport, current)
-        self._ws = Handshake(request, compress, session.limits.frame_bytes + ROOM, self._break)
+        self._reader: Reader | None = None  # nothing more is read
+        self._paused = False  # while an answer is not out yet
         self._cut_off: asyncio.TimerHandle | None = None
-        self._room: asyncio.Future[None] | None = None  # waited for while an answer is not out yet
 
-    async def run(self, request: web.Request, send_buffer: int) -> WebSocketResponse:
-        """Serve it until either side ends it."""
-        ws = self._ws
+    async def run(self, request: web.Request, send_buffer: int, compress: bool = True) -> web.StreamResponse:
+        """Answer the handshake; from then on the socket serves itself."""
         bound(self.transport, send_buffer)
-        await ws.prepare(request)
-        if ws.packs:
+        upgrade = Upgrade(request, compress)
+        await upgrade.prepare(request)
+        if self.transport.is_closing():
+            return upgrade
+        early = _released(request)
+        self._reader = Reader(upgrade.packs)
+        if upgrade.packs:
             self.seat.form = framing.deflated
+        self.transport.set_protocol(self)
         self.join()
         raw = self.transport.get_extra_info("socket")
         if raw is not None and self.open:
             self.seat.descriptor = raw.fileno()
-        try:
-            if ws.ws_protocol != frames.SUBPROTOCOL:
-                self.close(Close(frames.WRONG_PROTOCOL, f"ask for the subprotocol {frames.SUBPROTOCOL}"))
-            await self._read()
-        except (ConnectionError, asyncio.CancelledError):
-            raise
-        except Exception:
-            self.close(Close(frames.INTERNAL, "internal error"))
-            raise
-        finally:
-            self.leave()
-            if self._cut_off is not None:
-                self._cut_off.cancel()
-                self.transport.close()
-        return ws
+        self.transport.resume_reading()
+        if not upgrade.speaks:
+            self.close(Close(frames.WRONG_PROTOCOL, f"ask for the subprotocol {frames.SUBPROTOCOL}"))
+        if early:
+            self.data_received(early)
+        return upgrade
 
-    async def _read(self) -> None:
-        session = self.session
-        while True:
-            message = await self._ws.receive()
-            if message.type is WSMsgType.TEXT:
-                verdict = session.receive(message.data.encode(), now_ns()) if self.open else None
-            elif message.type is WSMsgType.BINARY:
-                verdict = Close(frames.BAD_FRAME, "frames are text")
-            else:
-                return
-            if verdict is not None:
-                self.close(verdict)
-            elif self.open:
-                self._hub.serve(self)
-                while session.answers and self.open:
-                    self._room = asyncio.get_running_loop().create_future()
-                    await self._room
+    def data_received(self, data: bytes) -> None:
+        if self._reader is not None:
+            self._reader.take(data)
+            self._read()
+
+    def connection_lost(self, _: Exception | None) -> None:
+        self._reader = None
+        if self._cut_off is not None:
+            self._cut_off.cancel()
+        self.leave()
+
+    def _read(self) -> None:
+        """Take what has come, until there is something to say that the client does not take."""
+        try:
+            while self._reader is not None and not self._paused:
+                message = self._reader.next(self.session.most)
+                if message is None:
+                    return
+                self._take(message)
+        except Unreadable as why:
+            self._reader = None
+            self.close(Close(frames.BAD_FRAME, str(why)))
+        except Exception as error:
+            self._reader = None
+            self.close(Close(frames.INTERNAL, "internal error"))
+            asyncio.get_running_loop().call_exception_handler(
+                {"message": "a client's message could not be taken", "exception": error}
+            )
+
+    def _take(self, message: Message) -> None:
+        if message.kind is Kind.CLOSE:
+            self._end(message.data)
+        if not self.open:
+            return
+        verdict: Close | None = None
+        if message.kind is Kind.TEXT:
+            verdict = self.session.receive(message.data, now_ns())
+        elif message.kind is Kind.PING:
+            verdict = self.session.ping(message.data, now_ns())
+        elif message.kind is Kind.BINARY:
+            verdict = Close(frames.BAD_FRAME, "frames are text")
+        if verdict is not None:
+            self.close(verdict)
+            return
+        self._hub.serve(self)
+        if self.session.answers and self.open:
+            self._paused = True
+            self.transport.pause_reading()
 
     def wrote(self, now: int) -> None:
-        self._go_on()
-
-    def lost(self) -> None:
-        self._go_on()
+        if self._paused:
+            self._paused = False
+            asyncio.get_running_loop().call_soon(self._go_on)
 
     def _go_on(self) -> None:
-        if self._room is not None and not self._room.done():
-            self._room.set_result(None)
+        if not self.transport.is_closing():
+            self.transport.resume_reading()
+            self._read()
+
+    def lost(self) -> None:
+        """`connection_lost` follows."""
 
     def part(self, why: Close) -> None:
         """Whoever does not answer in time is cut off."""
-        self._go_on()
-        self._cut_off = asyncio.get_running_loop().call_later(FAREWELL_S, self.transport.abort)
         if not self.transport.is_closing():
             self.transport.write(framing.close(why.code, why.reason))
+        if self._paused:
+            self._paused = False
+            self._go_on()
+        self._cut_off = asyncio.get_running_loop().call_later(FAREWELL_S, self.transport.abort)
 
-    def _break(self) -> None:
+    def _end(self, said: bytes) -> None:
+        """The client says goodbye, or answers ours."""
+        self._reader = None
         if self.open:
             self.open, self.seat.descriptor = False, CLOSED
-            self._tally.closed[frames.BAD_FRAME] = self._tally.closed.get(frames.BAD_FRAME, 0) + 1
+            code = int.from_bytes(said[:2]) if len(said) >= 2 else WSCloseCode.OK
+            self.transport.write(framing.close(code, ""))
+            self._cut_off = asyncio.get_running_loop().call_later(FAREWELL_S, self.transport.abort)
+        self.transport.close()
 
 
 def bound(transport: asyncio.Transport, send_buffer: int) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from gateway import framing
-from gateway.hub import BACKLOG, TICK_MAX_S, Hub
+from gateway.hub import BACKLOG, SHARE, TICK_MAX_S, Hub
 from gateway.lane import fan_out
 from gateway.ring import Ring, Send, Unavailable, write_each
 from gateway.session import Close, Session
@@ -227,6 +227,36 @@ async def test_the_tick_grows_with_the_clients_up_to_a_tenth_of_a_second(world: 
     many = world.hub.tick()
     world.hub.clients.update(range(100_000))  # type: ignore[arg-type]
     assert alone < many < world.hub.tick() == TICK_MAX_S
+
+
+async def test_the_tick_is_what_rounds_cost_divided_by_the_share_of_a_core_that_they_may_take(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = 0.0
+    monkeypatch.setattr("gateway.hub.perf_counter", lambda: clock)
+    monkeypatch.setattr(world.hub, "max_clients", 200)
+    clients = [world.following() for _ in range(200)]
+
+    def costs(_: int) -> bool:
+        nonlocal clock
+        clock += cost
+        return True
+
+    for client in clients:
+        monkeypatch.setattr(client, "flush", costs)
+    for cost in (50e-6, 20e-6):
+        for value in range(200):
+            world.write(value)
+            world.hub._flush()
+        assert world.hub.tick() == pytest.approx(200 * cost / SHARE, rel=0.01)
+    learned = world.hub.tick() / len(clients)
+    for client in clients[10:]:
+        world.hub.remove(client)
+    cost = 1.0  # of a few clients, a slow moment is no measure
+    world.write(0)
+    world.hub._flush()
+    world.hub.clients.update(range(1000))  # type: ignore[arg-type]
+    assert world.hub.tick() == pytest.approx(1010 * learned)
 
 
 async def test_a_client_that_cannot_take_more_skips_versions_and_the_others_do_not_wait(world: World) -> None:
