@@ -107,6 +107,13 @@ def test_the_bodies_of_http_are_what_the_schema_says() -> None:
     }
 
 
+def test_the_asyncapi_document_is_valid() -> None:
+    rules = json.loads((Path(__file__).parent / "vendor" / "asyncapi-3.0.0.json").read_text())
+    valid = jsonschema.Draft7Validator(rules)
+    assert [error.message for error in valid.iter_errors(schema.asyncapi())] == []
+    assert not valid.is_valid(schema.asyncapi() | {"channles": {}})
+
+
 def test_the_asyncapi_document_refers_to_nothing_that_is_not_there() -> None:
     document = schema.asyncapi()
 
