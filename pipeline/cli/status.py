@@ -16,6 +16,7 @@ from pipeline.runtime.supervisor import Unreachable
 
 _DEGRADED = 1
 _NOT_RUNNING = 3
+_SOURCE = "source_"
 _HEAD = ("PROCESS", "STATE", "PID", "UPTIME", "RSS", "CPU", "FDS", "BEAT")
 
 
@@ -68,6 +69,9 @@ def _row(member: deployment.Member, restarts: int) -> dict[str, Any]:
         if member.state != "RUNNING":
             row["said"] = member.said
         return _measured(row)
+    figures = dict(beat.figures)
+    if sources := _sources(figures, beat.age_s()):
+        row["sources"] = sources
     return row | {
         "says": beat.state,
         "uptime_s": round((now_ns() - beat.started_ns) / 1e9, 1),
@@ -77,8 +81,27 @@ def _row(member: deployment.Member, restarts: int) -> dict[str, Any]:
         "threads": beat.threads,
         "lag_ms": beat.lag_ms,
         "beat_age_s": round(beat.age_s(), 1),
-        "figures": beat.figures,
+        "figures": figures,
     }
+
+
+def _sources(figures: dict[str, Any], beat_age_s: float) -> dict[str, dict[str, Any]]:
+    """Each source's health, the age of its last look and for how long that holds, taken out of the figures.
+
+    ``age_s`` is ``None`` before the first look, ``lease_s`` where what it says is not leased; both as of now.
+    """
+    names = [name for name in figures if name.startswith(_SOURCE) and not name.endswith(("_age_s", "_lease_s"))]
+    found = {}
+    for name in names:
+        health, _, why = str(figures.pop(name)).partition(": ")
+        age, lease = figures.pop(f"{name}_age_s", None), figures.pop(f"{name}_lease_s", None)
+        found[name.removeprefix(_SOURCE)] = {
+            "health": health,
+            "why": why,
+            "age_s": None if age is None else round(age + beat_age_s, 1),
+            "lease_s": None if lease is None else round(max(0.0, lease - beat_age_s), 1),
+        }
+    return found
 
 
 def _measured(row: dict[str, Any]) -> dict[str, Any]:
@@ -118,6 +141,8 @@ def _print(settings: Settings, report: dict[str, Any]) -> None:
         if row["name"] == "dispatcher":
             for line in _git(figures):
                 click.echo(line)
+        for name, source in row.get("sources", {}).items():
+            click.echo(f"source {name}: {_source(source)}")
         if said := _github(figures):
             click.echo(said)
         if figures:
@@ -160,6 +185,17 @@ def _git(figures: dict[str, Any]) -> list[str]:
     there = f"{take('worktrees')} worktrees, {take('workers')} workers"
     head = f"git: {there}, {take('queue')} waiting, {take('running')} running"
     return [head, *(f"  {name:<10} {text}" for name, text in parts.items() if text)]
+
+
+def _source(source: dict[str, Any]) -> str:
+    parts = [f"{source['health']}: {source['why']}" if source["why"] else source["health"]]
+    if source["age_s"] is not None:
+        parts.append(f"looked {source['age_s']:.0f} s ago")
+    if source["lease_s"] is not None:
+        parts.append(
+            f"holds for {source['lease_s']:.0f} s" if source["lease_s"] else "what it saw is not known any more"
+        )
+    return "; ".join(parts)
 
 
 def _github(figures: dict[str, Any]) -> str:

@@ -8,7 +8,7 @@ import os
 import time
 from abc import abstractmethod
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import ClassVar, Final, NamedTuple
 
 from pipeline.runtime.clock import now_ns
 from pipeline.sources.desk import Desk, Source, Where
@@ -34,6 +34,8 @@ class Look(NamedTuple):
 
 class Watched(Source):
     """A source of files in the user's home. Its steps run in a thread, one at a time."""
+
+    cadence_s: ClassVar[float | None] = CADENCE_S
 
     def __init__(self, home: Path) -> None:
         super().__init__()
@@ -68,6 +70,7 @@ class Watched(Source):
                     cadence = time.monotonic() + CADENCE_S
                 found = await asyncio.to_thread(self.look, desk.places(), touched, whole=whole)
                 self._report(desk, found)
+                self.looked()
                 if found.folders != self._folders or whole:
                     self._folders = found.folders
                     self._absent = {path for path in found.folders if not os.path.isdir(path)}

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -37,6 +38,7 @@ PLACES_S: Final = 0.5
 LAST_WORDS_S: Final = 0.5  # an agent that ends by itself takes its registry entry along
 GRACE_S: Final = 10.0
 BACKOFF_S: Final = (1.0, 60.0)
+LEASE_S: Final = 15.0  # so much longer than its cadence a source's word of a session holds
 MAX_TEXT: Final = 128
 LEFT: Final = "left"
 DEATH: Final = "process death"
@@ -81,12 +83,17 @@ class Health(Struct):
 
 
 class Source(ABC):
-    """Turns files, processes or answers into sightings and looks, until it is cancelled."""
+    """Turns files, processes or answers into sightings and looks, until it is cancelled.
+
+    `cadence_s`: how often it looks at the least, if what it says of sessions holds only while it looks.
+    """
 
     name: ClassVar[str]
+    cadence_s: ClassVar[float | None] = None
 
     def __init__(self) -> None:
         self.health = Health(at=wall_ms())
+        self._made, self._looked = time.monotonic(), -math.inf
 
     @abstractmethod
     async def run(self, desk: Desk) -> None:
@@ -95,6 +102,20 @@ class Source(ABC):
     def figures(self) -> Mapping[str, float | str]:
         """What else `treewire status` shall show of it."""
         return {}
+
+    def looked(self) -> None:
+        """It has looked, and what it saw is told."""
+        self._looked = time.monotonic()
+
+    def age_s(self) -> float:
+        """Since it looked last; infinite if it never did. A host that sleeps does not age it."""
+        return time.monotonic() - self._looked
+
+    def lease_s(self) -> float:
+        """How long what it said still holds if it does not look again; infinite if that is not leased."""
+        if self.cadence_s is None:
+            return math.inf
+        return max(0.0, max(self._looked, self._made) + self.cadence_s + LEASE_S - time.monotonic())
 
     def fares(self, state: Literal["running", "idle", "failing"], why: str = "") -> bool:
         """Say how it fares; true if that is news."""
@@ -425,6 +446,12 @@ class Desk:
             self.log.info("sessions ended while nobody looked", count=len(unseen))
 
     # ── sources ──────────────────────────────────────────────────────────────────────────────────
+
+    def weigh_lease(self, source: Source) -> None:
+        """What a source saw of sessions is not known any more once it has not looked for too long."""
+        if self.ladder.lapse(source.name, source.lease_s() <= 0):
+            for session in self.ladder.sessions():
+                self._mark(session)
 
     async def keep(self, source: Source) -> None:
         """Run a source for ever, whatever becomes of it."""

@@ -94,6 +94,7 @@ class Foreign(Source):
 
     def _take(self, desk: Desk, name: str, seen: Seen) -> None:
         desk.tell(seen.looks)
+        self.looked()
         # Sessions of several databases may not end each other's.
         source = f"{self.name} {name}"
         desk.saw(source, seen.sightings)

@@ -77,6 +77,7 @@ class Ladder:
 
     def __init__(self) -> None:
         self._known: dict[str, _Known] = {}
+        self._lapsed: set[str] = set()
 
     def __contains__(self, session: str) -> bool:
         return session in self._known
@@ -134,6 +135,13 @@ class Ladder:
         known.sightings = {name: one for name, one in known.sightings.items() if not _is_hook(one)}
         return True
 
+    def lapse(self, source: str, lapsed: bool) -> bool:
+        """Whether anybody still stands by what this source sees, of each of its kinds; true if that is news."""
+        if lapsed == (source in self._lapsed):
+            return False
+        (self._lapsed.add if lapsed else self._lapsed.discard)(source)
+        return True
+
     def forget(self, session: str) -> None:
         self._known.pop(session, None)
 
@@ -147,7 +155,13 @@ class Ladder:
         known = self._known.get(session)
         if known is None:
             return None
-        return known.death or weigh(known.sightings) or known.last
+        return known.death or weigh(self._standing(known.sightings)) or known.last
+
+    def _standing(self, sightings: dict[str, Sighting]) -> dict[str, Sighting]:
+        """Of a source that has lapsed no more is known than that something was there."""
+        if not self._lapsed:
+            return sightings
+        return {name: _unsure(one) if name.split(" ")[0] in self._lapsed else one for name, one in sightings.items()}
 
 
 def weigh(sightings: dict[str, Sighting]) -> Best | None:
@@ -184,6 +198,10 @@ def outdated(told: Sighting, by: Sighting) -> bool:
     if by.stamp.clock == told.stamp.clock and by.stamp.began <= told.stamp.ended:
         return False
     return by.rung is Rung.REGISTRY or (told.fields.state, by.fields.state) != ("waiting", "working")
+
+
+def _unsure(sighting: Sighting) -> Sighting:
+    return replace(sighting, fields=replace(sighting.fields, state="unknown", waiting_for=None))
 
 
 def _is_hook(sighting: Sighting) -> bool:

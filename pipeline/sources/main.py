@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 from collections.abc import Iterator
 from typing import Final
 
@@ -83,7 +84,11 @@ async def main(process: Process) -> None:
                 health = source.health
                 shown = health.state if not health.why else f"{health.state}: {health.why}"
                 process.figures[f"source_{source.name}"] = shown
+                for name, value in (("age_s", source.age_s()), ("lease_s", source.lease_s())):
+                    if math.isfinite(value):
+                        process.figures[f"source_{source.name}_{name}"] = round(value, 1)
                 process.figures.update(source.figures())
+                desk.weigh_lease(source)
             await asyncio.sleep(ALIVE_S)
 
     try:

@@ -84,6 +84,7 @@ def _look(pid: int) -> Agent | None:
 
 class Processes(Source):
     name: ClassVar[str] = "processes"
+    cadence_s: ClassVar[float | None] = SWEEP_S
 
     def __init__(self) -> None:
         super().__init__()
@@ -96,6 +97,7 @@ class Processes(Source):
             await asyncio.to_thread(self.table.sweep)
             desk.take_agents(dict(self.table.agents))
             self._tell(desk, Stamp(began, now_ns(), CLOCK))
+            self.looked()
             self.fares("running")
             await asyncio.sleep(SWEEP_S)
 

@@ -61,6 +61,7 @@ class Tmux(Source):
             else:
                 self.fares("running")
             await self._tell(desk, panes(listing or ""), Stamp(began, now_ns(), CLOCK))
+            self.looked()
             await asyncio.sleep(EVERY_S if listing is not None else NONE_S)
 
     async def _list(self, program: str) -> str | None:

@@ -20,7 +20,7 @@ from pipeline.sources.ladder import Rung
 from pipeline.sources.processes import Table, provider
 from pipeline.sources.tmux import Pane, panes
 from tests.gitkit import git
-from tests.sourcekit import Running, made, seen
+from tests.sourcekit import Played, Running, made, seen
 
 SLEEPER = "import time; time.sleep(600)"
 
@@ -134,6 +134,31 @@ def test_a_source_that_fails_is_shown_and_run_again_and_the_others_go_on(setting
             await running.until(lambda: running.process.figures.get("source_played") == shown)
             desk.saw("registry", [seen(repo, "idle")])
             await running.heard(Session(state="idle"))
+
+    asyncio.run(journey())
+
+
+def test_what_a_source_saw_is_unknown_once_it_has_not_looked_for_too_long_and_known_again_once_it_has(
+    settings, repo, monkeypatch
+) -> None:
+    """A source that hangs or fails leaves nobody working for ever, and takes no other along."""
+    monkeypatch.setattr("pipeline.sources.desk.LEASE_S", 0.3)
+    monkeypatch.setattr(sources, "ALIVE_S", 0.05)
+    monkeypatch.setattr(Played, "cadence_s", 0.1)
+
+    async def journey() -> None:
+        async with Running(settings, monkeypatch) as running:
+            desk = await running.follow(repo)
+            running.played.looked()
+            desk.saw("played lines", [seen(repo, "waiting", waiting_for="plan", session="lines")])
+            desk.saw("other", [seen(repo, "working", session="kept")])
+            await running.until(lambda: len(running.sessions()) == 2)
+            await running.heard(Session(state="unknown"))
+            assert desk.ladder.best("kept").fields.state == "working"
+            assert running.process.figures["source_played_age_s"] >= 0.4
+            assert running.process.figures["source_played_lease_s"] == 0
+            running.played.looked()
+            await running.heard(Session(state="waiting", waiting_for="plan"))
 
     asyncio.run(journey())
 

@@ -644,7 +644,7 @@ def test_what_fails_as_a_whole_is_tried_less_and_less_and_in_smaller_questions()
         assert (plan.failure(branches(1)[0]) is not None) == (n + 1 >= SHOWN_AFTER)
         assert plan.take(now + 1) == []
         now += plan.wait(now)
-    assert sizes[:4] == [25, 12, 6, 4]
+    assert sizes[:5] == [40, 20, 10, 5, 4]
     assert now > 500
     tell(plan, plan.take(now), now, pull())
     assert plan.failure(branches(1)[0]) is None

@@ -203,6 +203,7 @@ class GitHub(Source):
         self._spent.append((now, told.cost))
         self._names.update({new.lower(): old for old, new in told.names.items()})
         self._keep(asked, told, stamp, at_ms)
+        self.looked()
 
     def _keep(self, asked: list[Ask], told: Answer, stamp: Stamp, at_ms: int) -> None:
         for ask, found in zip(asked, told.found, strict=True):
