@@ -144,7 +144,7 @@ class Recorder:
     def check(self) -> None:
         """See whether the catalog can be read; in a thread. That it cannot be written to, only a write can tell."""
         try:
-            self.open().identity()
+            self.open().answers()
         except CatalogUnavailable as error:
             self._unreadable = True
             self._mark("degraded", error)
@@ -172,6 +172,7 @@ class Recorder:
             except Exception as error:
                 if isinstance(error, CatalogUnavailable):
                     self._mark("degraded", error)
+                    self.check()  # if it cannot be read either, whoever can read it again knows that it is back
                 else:
                     self._log.error("events not recorded", exc_info=error)
                 for batch in batches:

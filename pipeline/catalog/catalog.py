@@ -58,6 +58,11 @@ class Catalog:
         """The name that this database was given when it was made: another one is another catalog."""
         return self.database.identity()
 
+    def answers(self) -> None:
+        """Ask the database itself. Raises `CatalogUnavailable`."""
+        with self.database.read():
+            pass
+
     def domain(self) -> str:
         """Whose revisions its looks carry."""
         return DOMAIN + self.identity()

@@ -12,11 +12,14 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import psycopg
 import pytest
+import structlog
 
 from benchmarks import deployment
+from gateway.ingest import Recorder
 from pipeline import catalog as catalogs
 from pipeline.catalog import Catalog, CatalogUnavailable, ChangeWatch, Observed, database, tables, watch
 from pipeline.domain.model import Stamp
@@ -196,6 +199,45 @@ def test_a_server_that_crashes_is_said_to_be_away_and_used_again_once_it_is_back
     assert look.revision == 2
     until(lambda: watching.check() == "changed")
     assert catalog.workspaces()[0].name == "after"
+
+
+def test_a_gateway_without_events_sees_that_the_server_is_away_and_that_it_is_back(
+    server: Server, url: str, tmp_path: Path
+) -> None:
+    recorder = Recorder(Settings.load(tmp_path, {"database.url": url}, environ={}), structlog.get_logger())
+    try:
+        recorder.check()
+        assert recorder.state == "ok"
+        server.stop(signal.SIGQUIT)
+        try:
+            recorder.check()
+            assert recorder.state == "degraded"
+        finally:
+            server.start()
+        recorder.check()
+        assert recorder.state == "ok"
+    finally:
+        recorder.close()
+
+
+def test_an_event_that_the_server_could_not_take_is_not_what_the_gateway_waits_for(
+    catalog: Catalog, server: Server, url: str, tmp_path: Path
+) -> None:
+    """It is back when the server is, whether anybody reports anything or not."""
+    born = {"project": "web", "workspace": "w1", "group": "life", "fields": {"name": "w1"}, "age_ms": 0, "source": "me"}
+    recorder = Recorder(Settings.load(tmp_path, {"database.url": url}, environ={}), structlog.get_logger())
+    try:
+        recorder.check()
+        server.stop(signal.SIGQUIT)
+        try:
+            with pytest.raises(CatalogUnavailable):
+                asyncio.run(recorder.take([born]))
+        finally:
+            server.start()
+        recorder.check()
+        assert recorder.state == "ok"
+    finally:
+        recorder.close()
 
 
 def test_a_transaction_that_is_cut_off_leaves_nothing_behind(catalog: Catalog, server: Server, url: str) -> None:
