@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from sqlalchemy import Engine
 
@@ -112,10 +112,10 @@ class Catalog:
         with self.database.read() as tx:
             return workspaces.told_sessions(tx, also)
 
-    def reported(self, producer: str) -> set[str]:
-        """The workspaces whose pull request this producer reported last."""
+    def reported(self, producer: str, group: Literal["pr", "run"] = "pr") -> set[str]:
+        """The workspaces of which this producer reported last that they have a pull request, or that something runs."""
         with self.database.read() as tx:
-            return workspaces.reported(tx, producer)
+            return workspaces.reported(tx, producer, group)
 
     def tokens(self) -> list[Token]:
         """All tokens in the order in which they were made, those that have ended too."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Collection
 from pathlib import PurePath
-from typing import Any
+from typing import Any, Literal
 
 from msgspec import Struct
 from sqlalchemy import ColumnElement, Connection, Select, and_, or_, select, true
@@ -140,10 +140,15 @@ def _sessions(tx: Connection, which: ColumnElement[bool]) -> list[Known]:
     return known
 
 
-def reported(tx: Connection, producer: str) -> set[str]:
-    """The workspaces whose pull request this producer reported last, those left out of which it says nothing."""
-    table = tables.pull_request
-    says = or_(table.c.number.is_not(None), table.c.health.is_not(None))
+def reported(tx: Connection, producer: str, group: Literal["pr", "run"]) -> set[str]:
+    """The workspaces of which this producer reported the group last, those left out of which it says nothing."""
+    says: ColumnElement[bool]
+    if group == "pr":
+        table = tables.pull_request
+        says = or_(table.c.number.is_not(None), table.c.health.is_not(None))
+    else:
+        table = tables.run_script
+        says = table.c.state == "running"
     return set(tx.scalars(select(table.c.workspace_id).where(table.c.producer == producer, says)))
 
 

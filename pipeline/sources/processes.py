@@ -1,5 +1,5 @@
 """Agents as processes: that one runs in a worktree, and that it ended. The lowest rung, for agents of which no more is
-to be seen.
+to be seen. And what else of a worktree listens on a port.
 
 A listing of pids is cheap; only those never seen before are looked at. A process says nothing of what its agent does:
 CPU time is spent while it waits as well.
@@ -8,17 +8,20 @@ CPU time is spent while it waits as well.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 from collections.abc import Sequence
 from typing import ClassVar, Final
 
 import psutil
 
+from pipeline.catalog import CatalogUnavailable
 from pipeline.domain.model import Session, Stamp
 from pipeline.runtime.clock import CLOCK, now_ns, wall_ms
 from pipeline.sources.deaths import started
 from pipeline.sources.desk import Agent, Desk, Source
 from pipeline.sources.ladder import Rung, Sighting
+from pipeline.sources.ports import PRODUCER, Ports, Runs
 
 SWEEP_S: Final = 2.0
 PREFIX: Final = "process-"
@@ -88,7 +91,8 @@ class Processes(Source):
 
     def __init__(self) -> None:
         super().__init__()
-        self.table = Table()
+        self.table, self.ports = Table(), Ports()
+        self._runs: Runs | None = None
         self._told: set[str] = set()
 
     async def run(self, desk: Desk) -> None:
@@ -97,9 +101,23 @@ class Processes(Source):
             await asyncio.to_thread(self.table.sweep)
             desk.take_agents(dict(self.table.agents))
             self._tell(desk, Stamp(began, now_ns(), CLOCK))
+            await self._tell_ports(desk)
             self.looked()
             self.fares("running")
             await asyncio.sleep(SWEEP_S)
+
+    async def _tell_ports(self, desk: Desk) -> None:
+        began, at_ms = now_ns(), wall_ms()
+        served: dict[str, int] = {}
+        for one in await asyncio.to_thread(self.ports.sweep, self.table.agents.keys()):
+            if (place := desk.place_of(one.cwd)) is not None:
+                served[place.workspace] = min(one.port, served.get(place.workspace, one.port))
+        stamp = Stamp(began, now_ns(), CLOCK)
+        with contextlib.suppress(CatalogUnavailable):  # said again with the next sweep
+            if self._runs is None:
+                self._runs = Runs(await asyncio.to_thread(desk.catalog.reported, PRODUCER, "run"))
+            if events := self._runs.events(served, desk.places(), stamp, at_ms):
+                self._runs.took(await desk.record(events))
 
     def _tell(self, desk: Desk, stamp: Stamp) -> None:
         hooked = desk.hooked()
