@@ -295,6 +295,7 @@ DATE = {"Date": "Fri, 15 Jan 2027 08:00:00 GMT"}
         (403, {**DATE, "X-RateLimit-Remaining": "0", "X-RateLimit-Reset": "1800000090"}, b"{}", "limited", 90.0),
         (429, {}, b"", "limited", None),
         (200, {"Retry-After": "7"}, b'{"errors": [{"type": "RATE_LIMITED"}]}', "limited", 7.0),
+        (200, {}, b'{"errors": [{"message": "You have exceeded a secondary rate limit."}]}', "limited", None),
         (502, {}, b"<html>", "server", None),
         (503, {"Retry-After": "5"}, b"", "server", 5.0),
         (301, {}, b"", "bad", None),
