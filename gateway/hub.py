@@ -13,7 +13,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import Final, Protocol
 
-from gateway.lane import Seat, fan_out
+from gateway.lane import Lane, Seat
 from gateway.ring import Send, write_each
 from gateway.session import Close
 from gateway.shelf import Shelf
@@ -101,7 +101,7 @@ class Hub:
         self.clients: set[Client] = set()
         self.strangers: set[Client] = set()  # clients that have not said hello
         self.left = asyncio.Event()  # set whenever somebody leaves
-        self.readers: dict[str, dict[Client, Seat]] = {}
+        self.readers: dict[str, Lane] = {}
         self.flushes = 0
         self.unsent = 0
         self._name = name
@@ -207,13 +207,13 @@ class Hub:
             for project in before - after:
                 self._unwatch(project, client)
             for project in after - before:
-                self.readers.setdefault(project, {})[client] = client.seat
+                self.readers.setdefault(project, Lane()).add(client, client.seat)
             self._watching[client] = after
 
     def _unwatch(self, project: str, client: Client) -> None:
         readers = self.readers.get(project)
         if readers is not None:
-            readers.pop(client, None)
+            readers.remove(client)
             if not readers:
                 del self.readers[project]
 
@@ -274,9 +274,11 @@ class Hub:
             due |= self._behind
         served = len(due)
         for project in self._dirty:
-            readers, shelf = self.readers.get(project, {}), self.shelf(project)
+            readers, shelf = self.readers.get(project), self.shelf(project)
+            if readers is None:
+                continue
             # Who is behind has its own turn; of the others, most need the same frame and nothing else.
-            left = readers if shelf is None else self._fan_out(readers, shelf)
+            left = readers.seats if shelf is None else self._fan_out(readers, shelf)
             served += len(readers)
             due.update(client for client in left if client not in self._behind)
         self._dirty.clear()
@@ -289,12 +291,12 @@ class Hub:
         if self._behind:
             self._schedule(max(self.tick(), RETRY_S))
 
-    def _fan_out(self, readers: dict[Client, Seat], shelf: Shelf) -> Iterable[Client]:
+    def _fan_out(self, readers: Lane, shelf: Shelf) -> Iterable[Client]:
         try:
-            return fan_out(readers.values(), shelf, self._send)
+            return readers.fan_out(shelf, self._send)
         except Exception as error:  # one of them; each by itself, it shows which
             self._tell(error)
-            return readers
+            return [*readers.seats]
 
     def _flush_one(self, client: Client, now: int) -> None:
         try:

@@ -207,6 +207,7 @@ class Session:
         return self._spend(now)
 
     def _spend(self, now: int) -> Close | None:
+        self.seat.get_up()
         self.seat.cursor = None
         limits = self.limits
         self._tokens = min(float(limits.burst), self._tokens + (now - self._at) * limits.per_second / 1e9)
@@ -267,6 +268,7 @@ class Session:
         """What the caller may see has changed; ``None``: nothing any more. What ends is said with the next `due`."""
         if caller is None:
             return Close(frames.REVOKED, "this token opens nothing any more")
+        self.seat.get_up()
         self.caller, self.seat.cursor = caller, None
         for one in [*self.subscriptions.values()]:
             if self._may(one.project):
@@ -307,6 +309,7 @@ class Session:
 
         After so many bytes the rest is left for the next time; `waits` then says that there is more.
         """
+        self.seat.get_up()
         out, self.answers = self.answers, []
         self.waits = False
         size = 0

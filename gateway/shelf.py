@@ -30,6 +30,7 @@ class Shelf:
         self.encoded = 0  # how often something had to be encoded: not once per client
         self._ledger: Ledger | None = None
         self._ready: dict[tuple[Any, ...], Any] = {}
+        self._news: tuple[int, Any] = (-1, None)  # what came last, and after which version: most will ask for that
 
     @property
     def loaded(self) -> bool:
@@ -47,6 +48,7 @@ class Shelf:
         self.foreign = (self.foreign and ledger is self._ledger) or not public.is_clean(patch)
         self._ledger, self.epoch, self.version, self.complete = ledger, replica.epoch, ledger.version, replica.complete
         self._ready.clear()
+        self._news = (-1, None) if news is None else (known, news)
         return any(entry is not None and "needs_user" in (entry.get("status") or ()) for entry in patch.values())
 
     def hash(self) -> str:
@@ -110,7 +112,8 @@ class Shelf:
         """The patch from there, encoded; shared by every form and subscription."""
 
         def build() -> Raw | None:
-            patch = self._held.since(from_)
+            after, news = self._news
+            patch = news if after == from_ else self._held.since(from_)
             return None if patch is None else Raw(frames.encode(public.clean(patch) if self.foreign else patch))
 
         return self._once(("patch", from_), build)

@@ -19,7 +19,6 @@ from aiohttp import WSCloseCode, hdrs, web
 
 from gateway import framing
 from gateway.hub import Hub
-from gateway.lane import CLOSED
 from gateway.reader import Kind, Message, Reader, Unreadable
 from gateway.session import Close, Redeem, Session
 from gateway.tokens import Caller
@@ -77,7 +76,8 @@ class Outlet(ABC):
         self.regrant()  # it may have changed since the door
 
     def leave(self) -> None:
-        self.open, self.seat.descriptor = False, CLOSED
+        self.open = False
+        self.seat.close()
         self._hub.remove(self)
         self.seat.client = None
         self._tally.resyncs += self.session.resyncs
@@ -147,7 +147,8 @@ class Outlet(ABC):
     def close(self, why: Close) -> None:
         if not self.open:
             return
-        self.open, self.seat.descriptor = False, CLOSED
+        self.open = False
+        self.seat.close()
         self._tally.closed[why.code] = self._tally.closed.get(why.code, 0) + 1
         self.part(why)
 
@@ -268,6 +269,9 @@ class Socket(Outlet, asyncio.Protocol):
             self._reader.take(data)
             self._read()
 
+    def eof_received(self) -> None:
+        self.seat.close()
+
     def connection_lost(self, _: Exception | None) -> None:
         self._reader = None
         if self._cut_off is not None:
@@ -338,7 +342,8 @@ class Socket(Outlet, asyncio.Protocol):
         """The client says goodbye, or answers ours."""
         self._reader = None
         if self.open:
-            self.open, self.seat.descriptor = False, CLOSED
+            self.open = False
+            self.seat.close()
             code = int.from_bytes(said[:2]) if len(said) >= 2 else WSCloseCode.OK
             self.transport.write(framing.close(code, ""))
             self._cut_off = asyncio.get_running_loop().call_later(FAREWELL_S, self.transport.abort)

@@ -6,14 +6,15 @@ import asyncio
 import json
 import socket
 from collections.abc import AsyncIterator, Iterator
+from itertools import pairwise
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
 
 from gateway import framing
 from gateway.hub import BACKLOG, SHARE, TICK_MAX_S, Hub
-from gateway.lane import fan_out
 from gateway.ring import Ring, Send, Unavailable, write_each
 from gateway.session import Close, Session
 from gateway.socket import STALLED_NS, Outlet, Tally
@@ -295,6 +296,8 @@ async def test_clients_at_one_cursor_are_written_to_directly_and_share_one_frame
     arrived = [client.plain() for client in clients]
     assert [told(data) for data in arrived] == [[(0, 1), (1, 2)]] * 3
     assert [len(client.pipe.written) for client in clients] == before, "nothing went by the transport"
+    for client in clients:
+        client.seat.get_up()
     assert [client.session.subscriptions[0].version for client in clients] == [2, 2, 2]
     # All are counted, by whichever of them.
     assert sum(client._tally.bytes for client in clients) - sum(
@@ -344,18 +347,77 @@ async def test_cursors_subscriptions_and_forms_that_differ_are_not_mixed_up(worl
     for client in clients:
         client.plain()
     behind, other, packs, _ = clients
+    for client in (behind, other, packs):
+        client.seat.get_up()
     behind.session.subscriptions[0].version = 0
     for client in (other, packs):
         client.session.subscriptions[0].id = 7
     packs.seat.form = framing.deflated
-    world.hub.tick = lambda: 60.0  # type: ignore[method-assign]
     world.write(2, life={"name": "x" * 1000})
-    assert fan_out([one.seat for one in (clients[3], other, packs, behind)], world.hub.shelves["web"]) == []
+    assert all(client.pipe.frames("delta") == [] for client in clients)
     packed = packs.plain()
     assert len(packed) < 500
     assert [told(client.plain()) for client in (behind, clients[3])] == [[(0, 2)], [(1, 2)]]
     assert b'"id":7' in other.plain()
-    assert [client.session.subscriptions[0].version for client in clients] == [2] * 4
+    await world.quiet()
+    world.write(3)
+    assert [told(client.plain()) for client in (behind, other, clients[3])] == [[(2, 3)]] * 3
+    assert len(packs.plain()) > 0
+    for client in clients:
+        client.seat.get_up()
+    assert [client.session.subscriptions[0].version for client in clients] == [3] * 4
+
+
+@both_ways
+@pytest.mark.parametrize("seed", range(5))
+async def test_whoever_gets_up_and_sits_down_misses_nothing_and_hears_nothing_twice(world: World, seed: int) -> None:
+    """W2, W3: in whatever order clients speak, fall behind, take a frame in part and go."""
+    random = Random(seed)
+    world.hub.max_clients = 12
+    world.hub.tick = lambda: 0.0  # type: ignore[method-assign]
+    clients = [world.plugged() for _ in range(12)]
+    arrived = dict.fromkeys(clients, b"")
+    gone: list[Plugged] = []
+    for value in range(1, 120):
+        for client in random.sample(clients, 4):
+            match random.randrange(6):
+                case 0:
+                    client.say(type="ack", n=0, subscriptions={})
+                case 1:
+                    held = client.seat.row or client.session.subscriptions[0]
+                    client.say(type="resync", id=0, reason="gap", version=held.version)
+                case 2:
+                    client.session.hurry_heartbeat()
+                    client.flush(now_ns())
+                case 3:
+                    client.fill()
+                case 4:
+                    client.pipe.held = int(client.seat.row is None)
+                case 5 if len(gone) < 4 and random.random() < 0.1:
+                    gone.append(client)
+                    clients.remove(client)
+                    arrived[client] += client.plain().replace(b"\0", b"")
+                    client.close(Close(frames.SHUTTING_DOWN, "bye"))
+                    client.leave()
+        world.write(value)
+        for client in clients:
+            arrived[client] += client.plain().replace(b"\0", b"")
+            client.pipe.held = 0
+    for client in clients:
+        client.flush(now_ns())
+    for client in (*clients, *gone):
+        by_pipe = [(frame["from"], frame["to"]) for _, frame in client.pipe.frames("delta")]
+        steps = sorted(step for step in told(arrived[client]) + by_pipe if step[0] != step[1])
+        assert all(then[0] == before[1] for before, then in pairwise([(0, 0), *steps]))
+        if client in gone:
+            assert client.plain() == b""
+        else:
+            assert steps[-1][1] == 119
+    (lane,) = world.hub.readers.values()
+    rows = [*lane._rows.values()]
+    assert {*lane.seats} == {*clients}
+    assert {*lane.afoot}.isdisjoint(seat for row in rows for seat in row.seats)
+    assert all(row.descriptors.tolist() == [seat.descriptor for seat in row.seats] for row in rows)
 
 
 @both_ways
@@ -458,7 +520,7 @@ async def test_what_a_token_opens_no_more_is_told_at_once_and_not_sent_any_more(
     world.write(1, "web")
     await until(lambda: client.pipe.frames("delta") and other.pipe.frames("delta"))
     assert [frame["id"] for _, frame in client.pipe.frames("delta")] == [0]
-    assert world.hub.readers["api"].keys() == {other}
+    assert world.hub.readers["api"].seats.keys() == {other}
     client.tokens.clear()
     world.hub.regrant()
     assert client.why is not None
