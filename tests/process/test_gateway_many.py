@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
 import re
 import shutil
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from tests.world import World, deployed, free_ports, next_frame, runs
 DEPLOY = Path(__file__).parents[2] / "deploy"
 NAME = "treewire.example.org"
 NGINX = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin:/usr/local/sbin")
+CADDY = shutil.which("caddy")
 
 
 @pytest.fixture
@@ -114,6 +116,8 @@ def test_a_client_that_moves_to_another_gateway_goes_on_with_a_delta(ranged: Wor
 
 # ── behind a proxy ───────────────────────────────────────────────────────────────────────────────
 
+Proxy = Callable[[World, Path], contextlib.AbstractContextManager[str]]
+
 
 @contextlib.contextmanager
 def nginx(world: World, folder: Path) -> Iterator[str]:
@@ -141,16 +145,50 @@ def nginx(world: World, folder: Path) -> Iterator[str]:
         print(said, (folder / "error.log").read_text() if (folder / "error.log").exists() else "")
 
 
-@pytest.mark.skipif(NGINX is None, reason="there is no nginx here")
-def test_the_example_for_nginx_passes_on_streams_events_and_polls_and_survives_a_gateway(
-    ranged: World, tmp_path: Path
+@contextlib.contextmanager
+def caddy(world: World, folder: Path) -> Iterator[str]:
+    """The same, without TLS."""
+    port = free_ports(1)
+    site, names = re.subn(
+        rf"^{re.escape(NAME)} {{",
+        f"http://{NAME}:{port} {{\n\tbind 127.0.0.1",
+        (DEPLOY / "Caddyfile").read_text(),
+        flags=re.M,
+    )
+    assert names == 1
+    for n, url in enumerate(world.urls):
+        assert f"127.0.0.1:{8787 + n}" in site
+        site = site.replace(f"127.0.0.1:{8787 + n}", url.split("/")[2])
+    (folder / "Caddyfile").write_text(f"{{\n\tadmin off\n}}\n{site}")
+    command = [str(CADDY), "run", "--adapter", "caddyfile", "--config", str(folder / "Caddyfile")]
+    homes = {"HOME": str(folder), "XDG_DATA_HOME": str(folder), "XDG_CONFIG_HOME": str(folder)}
+    process = subprocess.Popen(
+        command, env={**os.environ, **homes}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    try:
+        yield f"http://127.0.0.1:{port}/"
+    finally:
+        process.terminate()
+        print(process.communicate(timeout=20)[0])
+
+
+# What a proxy answers under a name that it does not know: the gateway's refusal, or nothing at all.
+PROXIES = [
+    pytest.param(nginx, (403, True), marks=pytest.mark.skipif(NGINX is None, reason="there is no nginx here")),
+    pytest.param(caddy, (200, False), marks=pytest.mark.skipif(CADDY is None, reason="there is no caddy here")),
+]
+
+
+@pytest.mark.parametrize(("proxy", "refusal"), PROXIES)
+def test_the_examples_of_proxies_pass_on_streams_events_and_polls_and_survive_a_gateway(
+    ranged: World, tmp_path: Path, proxy: Proxy, refusal: tuple[int, bool]
 ) -> None:
     """W10."""
 
     async def test(world: World) -> None:
         await world.ready("w1")
         named = {**world.bearer, "Host": NAME}
-        with nginx(world, tmp_path) as url:
+        with proxy(world, tmp_path) as url:
 
             async def passes() -> bool:
                 try:
@@ -158,8 +196,10 @@ def test_the_example_for_nginx_passes_on_streams_events_and_polls_and_survives_a
                 except aiohttp.ClientError:
                     return False
 
-            await world.until(passes, "nginx")
-            assert (await world.get_at(url, "healthz", Host="evil.example"))[0] == 403
+            await world.until(passes, "the proxy")
+            status, _, body = await world.get_at(url, "healthz", Host="evil.example")
+            assert (status, b"forbidden" in body) == refusal
+            assert b'"ok"' not in body
             status, headers, body = await world.get_at(url, "v1/projects/web/snapshot", Host=NAME)
             state = json.loads(body)
             assert (status, headers["ETag"]) == (200, f'"{state["epoch"]}.{state["version"]}"')
