@@ -10,11 +10,13 @@ theirs. Its frames are measured first, and the peers' are made as long.
 peers    ws, socket.io (with connection state recovery), Python's websockets (`broadcast`), each as its documentation
          says; the floor is a C loop of bare writes (see benchmarks/peers). Without npm or a compiler the run says what
          is left out.
+parts    FANOUT=flood,grid-100 runs these; FANOUT=grid all of the grid. By itself each takes less than four minutes.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import shutil
@@ -45,7 +47,10 @@ PEERS = Path(__file__).parent / "peers"
 PROJECT = "project"
 WORKSPACES = 50
 SAME = ((100, 40), (1_000, 20), (5_000, 8))  # clients, changes/s that are a frame each
-GRID = ((100, (1, 100, 1_000)), (1_000, (1, 100, 1_000)), (5_000, (1, 100, 1_000)))
+FLOODS = (1_000, 4_000)  # changes/s to 1,000 clients: as goals have it, and where the rate caps nobody
+GRID_CLIENTS = (100, 1_000, 5_000)
+GRID_RATES = (1, 10, 100, 1_000)
+GRID_WINDOWS, GRID_S, GRID_BYTES = 3, 1.5, 200
 ROUNDS = 3
 WINDOW_S = 5.0
 WARM_S = 1.0
@@ -113,8 +118,8 @@ class Load:
         if self._hear() != "ready":
             raise RuntimeError(f"the crowd could not connect to port {port}")
 
-    def window(self, server: psutil.Process, seconds: float = WINDOW_S) -> Window:
-        time.sleep(WARM_S)
+    def window(self, server: psutil.Process, seconds: float = WINDOW_S, warm_s: float = WARM_S) -> Window:
+        time.sleep(warm_s)
         cpu, began = _cpu_s(server), time.perf_counter()
         self._say("go")
         time.sleep(seconds)
@@ -272,48 +277,53 @@ def _peers(folder: Path, load: Path) -> list[Peer]:
     return found
 
 
-def _same_frames(ours: Gateway, peers: list[Peer]) -> None:
+def _same_frames(ours: Gateway, peers: list[Peer], clients: int, rate: int) -> None:
     goals = {"ws (Node)": "≥ 1.25", "socket.io, with recovery": "≥ 1.6", "websockets (Python)": "≥ 1.4"}
-    for clients, rate in SAME:
-        figures.heading(f"the same frames: {clients:,} clients × {rate} changes/s, {ROUNDS} rounds in turns")
-        windows: dict[str, list[Window]] = {}
-        joins: dict[str, list[Joined]] = {}
-        size = 0
-        for _ in range(ROUNDS):
-            for server in (ours, *peers):
-                with server.crowd(clients, rate, size) as (load, process, joined):
-                    window = load.window(process)
-                if server is ours:
-                    size = window.bytes // max(1, window.frames)
-                windows.setdefault(server.name, []).append(window)
-                joins.setdefault(server.name, []).append(joined)
-        for name, seen in windows.items():
-            figures.line(f"{name}: deliveries", [w.per_cpu_s for w in seen], "/CPU-s")
-            p50, p99 = (statistics.median(values) for values in zip(*[(w.p50, w.p99) for w in seen], strict=True))
-            mine = server_goal = ""
-            if name == ours.name:
-                mine, server_goal = f" of {size} bytes", "   goals ≤ 15 kB, ≤ 300 µs"
-            kb = statistics.median(j.kb for j in joins[name])
-            us = statistics.median(j.us for j in joins[name])
-            frames = statistics.median(w.frames / w.seconds / clients for w in seen)
-            print(
-                f"    {frames:.1f} frames/s a client{mine}, p50 {p50:.1f} ms, p99 {p99:.1f} ms, "
-                f"{kb:.1f} kB and {us:.0f} µs CPU a connection{server_goal}"
-            )
-        for name in windows:
-            if name != ours.name:
-                goal = goals.get(name, "≥ 0.75")
-                each = [a.per_cpu_s / b.per_cpu_s for a, b in zip(windows[ours.name], windows[name], strict=True)]
-                figures.line(f"treewire / {name}", each, "×", goal)
+    figures.heading(f"the same frames: {clients:,} clients × {rate} changes/s, {ROUNDS} rounds in turns")
+    windows: dict[str, list[Window]] = {}
+    joins: dict[str, list[Joined]] = {}
+    size = 0
+    for _ in range(ROUNDS):
+        for server in (ours, *peers):
+            with server.crowd(clients, rate, size) as (load, process, joined):
+                window = load.window(process)
+            if server is ours:
+                size = window.bytes // max(1, window.frames)
+            windows.setdefault(server.name, []).append(window)
+            joins.setdefault(server.name, []).append(joined)
+    for name, seen in windows.items():
+        figures.line(f"{name}: deliveries", [w.per_cpu_s for w in seen], "/CPU-s")
+        p50, p99 = (statistics.median(values) for values in zip(*[(w.p50, w.p99) for w in seen], strict=True))
+        mine = server_goal = ""
+        if name == ours.name:
+            mine, server_goal = f" of {size} bytes", "   goals ≤ 15 kB, ≤ 300 µs"
+        kb = statistics.median(j.kb for j in joins[name])
+        us = statistics.median(j.us for j in joins[name])
+        frames = statistics.median(w.frames / w.seconds / clients for w in seen)
+        print(
+            f"    {frames:.1f} frames/s a client{mine}, p50 {p50:.1f} ms, p99 {p99:.1f} ms, "
+            f"{kb:.1f} kB and {us:.0f} µs CPU a connection{server_goal}"
+        )
+    for name in windows:
+        if name != ours.name:
+            goal = goals.get(name, "≥ 0.75")
+            each = [a.per_cpu_s / b.per_cpu_s for a, b in zip(windows[ours.name], windows[name], strict=True)]
+            figures.line(f"treewire / {name}", each, "×", goal)
 
 
 def _flood(ours: Gateway, peers: list[Peer]) -> None:
-    clients, rate = 1_000, 1_000
+    for rate in FLOODS:
+        _flood_of(ours, peers, 1_000, rate)
+
+
+def _flood_of(ours: Gateway, peers: list[Peer], clients: int, rate: int) -> None:
+    """Changes and not frames: a peer has the right to as many as it can send, whatever that costs it."""
     figures.heading(f"{rate:,} changes/s to {clients:,} clients")
     delivered: dict[str, list[float]] = {}
     spent: dict[str, float] = {}
     size = 200
     rivals: list[Server] = [ours, *(peer for peer in peers if peer.name.startswith(("ws (", "socket.io")))]
+    goals = ("≤ 45", "≤ 50", "0") if rate == FLOODS[0] else ("", "", "")
     for server in rivals:
         runs = []
         for _ in range(ROUNDS):
@@ -324,11 +334,11 @@ def _flood(ours: Gateway, peers: list[Peer]) -> None:
         spent[server.name] = figures.line(
             f"{server.name}: changes", [run.changes / run.cpu_s for run in runs], "/CPU-s"
         )
-        goal = ("≤ 45", "≤ 50", "0") if server is ours else ("", "", "")
-        figures.line(f"{server.name}: CPU", [run.core for run in runs], "% of core", goal[0])
+        core, p99, behind = goals if server is ours else ("", "", "")
+        figures.line(f"{server.name}: CPU", [run.core for run in runs], "% of core", core)
         figures.line(f"{server.name}: p50", [run.p50 for run in runs], "ms")
-        figures.line(f"{server.name}: p99", [run.p99 for run in runs], "ms", goal[1])
-        figures.line(f"{server.name}: clients that are behind", [float(run.behind) for run in runs], "", goal[2])
+        figures.line(f"{server.name}: p99", [run.p99 for run in runs], "ms", p99)
+        figures.line(f"{server.name}: clients that are behind", [float(run.behind) for run in runs], "", behind)
     mine = statistics.median(delivered.pop(ours.name))
     for name, theirs in delivered.items():
         if median := statistics.median(theirs):
@@ -338,18 +348,25 @@ def _flood(ours: Gateway, peers: list[Peer]) -> None:
             print(f"changes delivered, treewire / {name}: it was overrun, and delivered nothing in most windows")
 
 
-def _grid(ours: Gateway) -> None:
-    figures.heading("treewire alone: clients × changes/s")
-    for clients, rates in GRID:
-        for rate in rates:
-            with ours.crowd(clients, rate) as (load, process, _):
-                window = load.window(process)
-            print(
-                f"{clients:>6,} × {rate:>5,}/s   {window.core:5.1f} % of a core   "
-                f"{window.frames / window.seconds:>9,.0f} frames/s   {window.changes / window.seconds:>11,.0f} "
-                f"changes/s   p50 {window.p50:6.1f}   p99 {window.p99:6.1f} ms   behind {window.behind}",
-                flush=True,
-            )
+def _grid(ours: Gateway, peers: list[Peer], clients: int) -> None:
+    """All servers side by side, from nearly quiet to more than any can send by itself."""
+    figures.heading(f"grid: {clients:,} clients, {GRID_WINDOWS} windows of {GRID_S} s each")
+    print("| changes/s | server | thousand changes/CPU-s | thousand frames/CPU-s | of a core | p50, p99 | a client |")
+    print("|---|---|---|---|---|---|---|")
+    for rate in GRID_RATES:
+        for server in (ours, *peers):
+            with server.crowd(clients, rate, GRID_BYTES) as (load, process, joined):
+                time.sleep(WARM_S)
+                seen = [load.window(process, max(GRID_S, 2 / rate), 0.0) for _ in range(GRID_WINDOWS)]
+            changes = _spread([w.changes / max(w.cpu_s, 1e-6) / 1e3 for w in seen])
+            frames = _spread([w.frames / max(w.cpu_s, 1e-6) / 1e3 for w in seen])
+            core, p50, p99 = (statistics.median(v) for v in zip(*((w.core, w.p50, w.p99) for w in seen), strict=True))
+            told = (f"{rate:,}", server.name, changes, frames, f"{core:.1f} %", f"{p50:.1f}, {p99:.1f} ms")
+            print(f"| {' | '.join(told)} | {joined.kb:.1f} kB |", flush=True)
+
+
+def _spread(values: Sequence[float]) -> str:
+    return f"{statistics.median(values):,.0f} [{min(values):,.0f} … {max(values):,.0f}]"
 
 
 def _stalled(ours: Gateway) -> None:
@@ -390,18 +407,20 @@ def main() -> None:
     if not shutil.which("cc"):
         raise SystemExit("benchmarks fanout: the clients are a C program; install a C compiler (gcc or clang)")
     parts: dict[str, Callable[[Gateway, list[Peer]], None]] = {
-        "same": _same_frames,
+        **{f"same-{clients}": functools.partial(_same_frames, clients=clients, rate=rate) for clients, rate in SAME},
         "flood": _flood,
-        "grid": lambda ours, _: _grid(ours),
+        **{f"grid-{clients}": functools.partial(_grid, clients=clients) for clients in GRID_CLIENTS},
         "stalled": lambda ours, _: _stalled(ours),
         "deflate": lambda ours, _: _deflated(ours),
     }
-    asked = os.environ.get("FANOUT", ",".join(parts)).split(",")
+    wanted = os.environ.get("FANOUT", ",".join(parts)).split(",")
+    asked = [name for name in parts if name in wanted or name.partition("-")[0] in wanted]
     folder = Path(tempfile.mkdtemp(prefix="tw-peers-"))
     try:
         _pin(os.getpid(), OTHER_CORE)
         load = _compiled("load", folder)
-        peers = _peers(folder, load) if {"same", "flood"} & set(asked) else []
+        alone = {"stalled", "deflate"}
+        peers = _peers(folder, load) if set(asked) - alone else []
         with (
             tempfile.TemporaryDirectory(prefix="tw-repo-") as parent,
             home() as settings,
