@@ -1,14 +1,15 @@
 """Ports that processes of a worktree listen on: a server that runs there, if nobody else tells of the run script.
 
-The kernel's list of listening sockets is read again and again, which costs nothing; whose they are is looked up only
-when the list has changed. A port that the kernel has chosen is nobody's address, and one that is there for a moment is
+The kernel's list of listening sockets is read again and again; whose they are, which costs more, is looked up only when
+the list has changed. A port that the kernel has chosen is nobody's address, and one that is there for a moment is
 a test's: both are left out. So are agents, which listen for their own ends.
 """
 
 from __future__ import annotations
 
+import itertools
 import os
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -114,12 +115,19 @@ class Runs:
                 self._former.discard(look.workspace)
 
 
-def _lines() -> Iterable[str]:
+def _lines() -> Iterator[str]:
+    """The kernel lists those that listen first. What comes after may be thousands of connections, and is not read."""
     for name in LISTS:
         try:
-            yield from Path(name).read_text().splitlines()[1:]
+            with open(name) as lines:
+                next(lines, "")
+                yield from itertools.takewhile(_listens, lines)
         except OSError:  # there is no such protocol here
             continue
+
+
+def _listens(line: str) -> bool:
+    return line.split(maxsplit=4)[3:4] == [LISTEN]
 
 
 def _chosen() -> range:

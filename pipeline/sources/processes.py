@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import time
 from collections.abc import Sequence
 from typing import ClassVar, Final
 
@@ -24,6 +25,7 @@ from pipeline.sources.ladder import Rung, Sighting
 from pipeline.sources.ports import PRODUCER, Ports, Runs
 
 SWEEP_S: Final = 2.0
+PORTS_S: Final = 6.0  # the kernel walks all of its connections for the list
 PREFIX: Final = "process-"
 AGENTS: Final = frozenset({"claude", "codex", "gemini", "opencode", "aider", "goose", "amp", "cursor-agent", "crush"})
 RUNTIMES: Final = frozenset({"node", "bun", "deno", "python", "python3", "uv", "npx"})
@@ -93,6 +95,7 @@ class Processes(Source):
         super().__init__()
         self.table, self.ports = Table(), Ports()
         self._runs: Runs | None = None
+        self._ports_at = 0.0
         self._told: set[str] = set()
 
     async def run(self, desk: Desk) -> None:
@@ -101,7 +104,9 @@ class Processes(Source):
             await asyncio.to_thread(self.table.sweep)
             desk.take_agents(dict(self.table.agents))
             self._tell(desk, Stamp(began, now_ns(), CLOCK))
-            await self._tell_ports(desk)
+            if time.monotonic() >= self._ports_at:
+                self._ports_at = time.monotonic() + PORTS_S
+                await self._tell_ports(desk)
             self.looked()
             self.fares("running")
             await asyncio.sleep(SWEEP_S)

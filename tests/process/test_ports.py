@@ -76,6 +76,7 @@ def runs(running: Running) -> list[Any]:
 
 def plays(settings: Any, repo: Path, monkeypatch: pytest.MonkeyPatch, test: Callable[..., Any]) -> None:
     monkeypatch.setattr("pipeline.sources.processes.SWEEP_S", 0.05)
+    monkeypatch.setattr("pipeline.sources.processes.PORTS_S", 0.0)
 
     async def journey() -> None:
         async with Running(settings, monkeypatch) as running:
