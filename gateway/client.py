@@ -102,7 +102,7 @@ class _Follower:
     """The connection, and the news that nobody took yet."""
 
     def __init__(self, url: str, project: str, token: str) -> None:
-        self.url = _stream(url)
+        self.url = stream_url(url)
         self.copy = Copy(project)
         self.news = asyncio.Event()
         self.news.set()  # that it is about to connect
@@ -213,7 +213,8 @@ class _Follower:
         return 0, "gone"
 
 
-def _stream(url: str) -> str:
+def stream_url(url: str) -> str:
+    """Where the stream of this server is; raises `ValueError` for an address that is none."""
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https", "ws", "wss") or not parts.hostname:
         raise ValueError(f"say it as http://HOST:PORT/, not as {url!r}")

@@ -20,7 +20,7 @@ _COMMANDS = {
     "workspace": ("pipeline.cli.project:workspace", "See and archive workspaces; each worktree is one."),
     "source": ("pipeline.cli.source:source", "Read the databases of other tools along."),
     "token": ("pipeline.cli.token:token", "Give tokens to people and programs, and take them back."),
-    "watch": ("pipeline.cli.watch:watch", "Watch a project as a client of the gateway does."),
+    "watch": ("pipeline.cli.watch:watch", "Watch the board in this terminal, or a project as lines."),
     "tap": ("pipeline.cli.tap:tap", "Watch every look, delta and job as they happen."),
     "replay": ("pipeline.cli.tap:replay", "Rebuild the state from a recording, and compare."),
     "explain": ("pipeline.cli.explain:explain", "Say why a workspace is shown as it is."),

@@ -1,10 +1,11 @@
-"""`python -m tests.browser.screenshots FOLDER`: pictures of the board's main states, for the documentation.
+"""`python -m tests.browser.screenshots FOLDER`: pictures of the board's main states, on the page and in a terminal.
 
 The board is the one of `treewire demo --still`: real worktrees, and a scene that is the same each time.
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import os
@@ -12,6 +13,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final
 
@@ -19,11 +21,14 @@ from playwright.sync_api import Browser, Page, expect
 
 from benchmarks.browser import chromium
 from benchmarks.deployment import deployment, home
+from pipeline.cli.board.app import BoardApp
 from pipeline.runtime.beat import read_beats
 from pipeline.runtime.settings import Settings
 from tests.browser.site import WAIT_MS
 
 WIDE: Final = {"width": 1440, "height": 900}
+TERMINAL: Final = (132, 40)
+PAPER: Final = {"width": 1200, "height": 800}
 NARROW: Final = {"width": 390, "height": 844}
 DRAWER: Final = "fix CI"  # of which there is much to tell
 MOST_BYTES: Final = 250_000
@@ -82,6 +87,29 @@ def shoot(folder: Path, name: str, page: Page) -> None:
         raise SystemExit(f"{path} is larger than {MOST_BYTES} bytes: show less in it")
 
 
+async def drawn(url: str, token: str) -> str:
+    """The board in a terminal, as a drawing."""
+    app = BoardApp(url, token)
+    async with app.run_test(size=TERMINAL) as pilot:
+        async with asyncio.timeout(WAIT_MS / 1000):
+            while not (app.live.of("") and all(one.is_verified for one in app.live.of("")) and app.arranged.total):
+                await asyncio.sleep(0.05)
+        await pilot.press("n", "n", "n")
+        await pilot.pause()
+        return app.export_screenshot()
+
+
+def terminal(browser: Browser, url: str, token: str) -> Page:
+    with ThreadPoolExecutor(1) as pool:  # this thread's loop is the browser's
+        drawing = pool.submit(asyncio.run, drawn(url, token)).result()
+    page = browser.new_page(viewport=PAPER)
+    page.set_content(f"<style>body {{ margin: 0 }} svg {{ display: block; width: 100vw }}</style>{drawing}")
+    box = page.locator("svg").bounding_box()
+    assert box is not None
+    page.set_viewport_size({**PAPER, "height": int(box["height"])})
+    return page
+
+
 def main(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     with chromium() as browser:
@@ -95,6 +123,8 @@ def main(folder: Path) -> None:
                 page.locator(".card", has_text=DRAWER).locator(".open").first.click()
                 page.locator(".drawer dl").first.wait_for()
                 shoot(folder, name, page)
+            url, _, fragment = link.partition("#token=")
+            shoot(folder, "terminal", terminal(browser, url, fragment))
             shoot(folder, "loading", visit(browser, link, WIDE, "dark", hold="**/v1/projects"))
             with stopped(settings, "aggregator"):
                 expect(dark.locator("#connection")).to_have_text("stale", timeout=WAIT_MS)

@@ -1,0 +1,1 @@
+"""The board in a terminal: what `treewire watch` opens where there is one."""
