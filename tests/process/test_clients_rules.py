@@ -29,7 +29,7 @@ WELCOME = {
 }
 needs_node = pytest.mark.skipif(
     shutil.which("node") is None or not (PACKAGE / "node_modules").is_dir(),
-    reason="no node on this host, or its packages are missing: make js",
+    reason="no node on this host, or its packages are missing: make test",
 )
 
 
