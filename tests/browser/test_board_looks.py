@@ -55,6 +55,18 @@ def test_axe_finds_nothing(workday: Site, browser: Browser, opened: Opener, sche
     context.close()
 
 
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_nothing_on_the_way_in(workday: Site, browser: Browser, scheme: Any) -> None:
+    context = browser.new_context(viewport={"width": 390, "height": 844}, color_scheme=scheme)
+    page = context.new_page()
+    page.goto(workday.url)
+    assert audit(page) == []
+    page.evaluate("problem.textContent = 'This is not the token of this treewire, or it has ended.'")
+    assert audit(page) == []
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    context.close()
+
+
 @pytest.mark.parametrize("width", [1280, 390])
 def test_hostile_names_are_shown_and_do_nothing_more(site: Site, browser: Browser, opened: Opener, width: int) -> None:
     context = browser.new_context(viewport={"width": width, "height": 844}, reduced_motion="reduce")
