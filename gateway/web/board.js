@@ -156,7 +156,7 @@ function Content({ live, ui, arranged, act }) {
   return html`
     <${Needs} rows=${arranged.needs} name=${name} all=${ui.allNeeds} act=${act} />
     <div class="tabs" role="group" aria-label="Column">
-      ${COLUMNS.map((column) => html`<button key=${column} data-column=${column} aria-pressed=${String(ui.column === column)} onClick=${act.column}>${column} <span>${arranged.columns[column].length}</span></button>`)}
+      ${COLUMNS.map((column) => html`<button key=${column} data-column=${column} aria-pressed=${String(ui.column === column)} onClick=${act.column}>${column} <span>${arranged.columns[column].length.toLocaleString("en")}</span></button>`)}
     </div>
     <div class="columns" id="columns" data-column=${ui.column}>
       ${COLUMNS.map((column) => html`<${Column} key=${column} column=${column} rows=${arranged.columns[column]} most=${ui.most[column]} name=${name} act=${act} />`)}
