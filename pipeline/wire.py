@@ -207,6 +207,9 @@ class Job(Struct, frozen=True, tag="job"):
     paths: tuple[bytes, ...] = ()
 
 
+UNRESPONSIVE: Final = "unresponsive"  # begins the error of a look that was left behind in a file system
+
+
 class Done(Struct, frozen=True, omit_defaults=True, tag="done"):
     """A job's outcome: either ``git``, or ``error`` with the reason in one sentence (an error is never a value).
 

@@ -289,12 +289,15 @@ class Dispatcher:
         its repository is asked whether it answers at all."""
         outstayed, self._table.outstayed = self._table.outstayed, []
         for address in outstayed:
-            self._doubt = True
-            self._reread.set()
+            self._ask_whether_all_answer()
             if (fd := self._pidfds.get(address)) is not None:
                 self._process.log.warning("worker hangs", why="it outstayed its lease, and is ended")
                 with contextlib.suppress(ProcessLookupError):
                     signal.pidfd_send_signal(fd, signal.SIGKILL)
+
+    def _ask_whether_all_answer(self) -> None:
+        self._doubt = True
+        self._reread.set()
 
     def _tell(self) -> None:
         told, self._table.told = self._table.told, []
@@ -339,6 +342,8 @@ class Dispatcher:
         known = self._table.holds(done.id)
         lease = self._table.done(done.id, done.error, now, done.scoped, done.why)
         self._spawned += done.spawned
+        if done.error.startswith(wire.UNRESPONSIVE):
+            self._ask_whether_all_answer()
         if lease is None:
             self._late += not known
             return

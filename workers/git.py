@@ -99,7 +99,7 @@ class Looker:
         known = self._known.get(key)
         if known is None:
             return self._full(job, deadline, "no table", None, set())
-        look = Look(self, job, known.dirs, self._shadow(known.dirs), deadline)
+        look = Look(self, job, known.dirs, deadline)
         try:
             if known.scope.unfit:
                 raise Unfit(known.scope.unfit)
@@ -131,9 +131,8 @@ class Looker:
         self._forget(key)
         try:
             dirs = _pinned(job)
-            shadow = self._shadow(dirs)
-            look = Look(self, job, dirs, shadow, deadline)
-            with shadow.held(deadline):
+            look = Look(self, job, dirs, deadline)
+            with look.shadow.held(deadline):
                 known = look.full()
             _pinned(job)
         except GitDirError as error:
@@ -165,7 +164,7 @@ class Looker:
         self._known.pop(key, None)
         self._weight -= self._weights.pop(key, 0)
 
-    def _shadow(self, dirs: GitDirs) -> Shadow:
+    def shadow(self, dirs: GitDirs) -> Shadow:
         shadow = self._shadows.get(dirs)
         if shadow is None:
             shadow = self._shadows[dirs] = Shadow(self.cache_dir, dirs)
@@ -178,7 +177,7 @@ class Looker:
         """The object store that all worktrees of a repository share."""
         objects = self._objects.get(common_dir)
         if objects is None:
-            objects = self._objects[common_dir] = Objects(common_dir)
+            objects = self._objects[common_dir] = Objects(common_dir, self.packs)
         self._objects.move_to_end(common_dir)
         while len(self._objects) > MAX_REPOSITORIES:
             self._objects.popitem(last=False)

@@ -13,6 +13,7 @@ worktree, its git directory or its object store.
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import signal
@@ -29,7 +30,6 @@ from pipeline.gitdir import (
     GitDirs,
     Head,
     Identity,
-    check_packs,
     has_replacements,
     identify,
     open_regular,
@@ -41,6 +41,7 @@ from pipeline.gitdir import (
 from pipeline.runtime import spawn
 from pipeline.runtime.spawn import Deadline, Finished, GitError
 from pipeline.wire import Job
+from workers.files import Files
 from workers.numstat import (
     Change,
     Malformed,
@@ -55,7 +56,6 @@ from workers.scoped import (
     ATTRIBUTES,
     Attributes,
     Core,
-    Files,
     Scope,
     ScopedLook,
     paths_worth,
@@ -147,16 +147,16 @@ class Memory(Protocol):
     lineages: OrderedDict[tuple[Path, Identity | None, str, str], Lineage]
 
     def objects(self, common_dir: Path) -> Objects: ...
+    def shadow(self, dirs: GitDirs) -> Shadow: ...
 
 
 class Look:
     """One look. A full one is taken while its shadow is held; a scoped one holds it only if git has to be asked."""
 
-    def __init__(self, looker: Memory, job: Job, dirs: GitDirs, shadow: Shadow, deadline: Deadline) -> None:
+    def __init__(self, looker: Memory, job: Job, dirs: GitDirs, deadline: Deadline) -> None:
         self.looker = looker
         self.job = job
         self.dirs = dirs
-        self.shadow = shadow
         self.deadline = deadline
         self.spawned = 0
         self.moved = False  # whether more than files of the tree was seen to change
@@ -165,6 +165,10 @@ class Look:
         self._ready = False
         self._shown_tail: bytes | None = None
         self._known: Known | None = None
+
+    @functools.cached_property
+    def shadow(self) -> Shadow:
+        return self.looker.shadow(self.dirs)
 
     # ── everything ───────────────────────────────────────────────────────────────────────────────
 
@@ -222,10 +226,10 @@ class Look:
             if not known.settings_files.same():
                 raise Unfit("settings")
             scope = known.scope
-            stores = check_packs(self.dirs.common_dir / "objects", self.looker.packs)
-            self.looker.objects(self.dirs.common_dir).stores = stores
+            objects = self.looker.objects(self.dirs.common_dir)
+            objects.check(self.looker.packs)
             if not scope.opened:
-                scope.open(self.looker.objects(self.dirs.common_dir), known.against, known.head.head)
+                scope.open(objects, known.against, known.head.head)
             paths = set(self.job.paths)
             moved = self._follow_refs(known)
             paths |= self._follow_index(known, moved)

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import functools
 import os
+from collections import OrderedDict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from pipeline.gitdir import open_regular
+from pipeline.gitdir import Identity, check_packs
+from workers.files import Files
 from workers.numstat import Blob
 from workers.walk import Unfit
 
@@ -21,13 +23,16 @@ if TYPE_CHECKING:
 FIRST_BYTES: Final = 8000  # where git looks for a NUL
 TREE: Final = 0o040000
 MAX_BLOB: Final = 1 << 23
+MAX_HELD_BLOB: Final = 1 << 18
+MAX_HELD: Final = 1 << 20
 MAX_OBJECT: Final = 1 << 26
 MAX_LINE_PAIRS: Final = 1 << 33
+MAX_SORTED: Final = 1 << 20
 MAX_TREES: Final = 1024
 MAX_GOT: Final = 4096
 GOT_BYTES: Final = 400
 TREE_BYTES: Final = 2000
-MAX_ALTERNATES: Final = 1 << 16
+TRIES: Final = 5
 _CACHE: Final = 1 << 23
 _MAPPED: Final = 1 << 28
 
@@ -68,13 +73,13 @@ def _library() -> Any:
 class Objects:
     """One object store. Raises `Lacking` wherever something that must be there is not."""
 
-    def __init__(self, common_dir: Path) -> None:
-        """Raises `GitDirError` if the file that names other stores is none that can be read without waiting."""
+    def __init__(self, common_dir: Path, seen: dict[Path, Identity]) -> None:
+        """Raises as `check`, before libgit2 gets to open anything."""
         library = _library()
-        self._loose = f"{common_dir}/objects"
-        fd = open_regular(common_dir / "objects/info/alternates", MAX_ALTERNATES)
-        if fd is not None:
-            os.close(fd)
+        self._main = common_dir / "objects"
+        self._stores: tuple[str, ...] = ()
+        self._store_files: Files | None = None
+        self.check(seen)
         try:
             odb = library.Odb(os.fspath(common_dir / "objects"))
         except (library.GitError, OSError, ValueError) as error:
@@ -82,13 +87,26 @@ class Objects:
         self._repo: pygit2.Repository = library.Repository()
         self._repo.set_odb(odb)
         self._odb = odb
-        self.stores = [common_dir / "objects"]
+        self._held: OrderedDict[str, bytes] = OrderedDict()
+        self._held_bytes = 0
         self._faults = library.GitError, KeyError, OSError, ValueError
+
+    def check(self, seen: dict[Path, Identity]) -> None:
+        """See that what libgit2 opens by itself lets nobody wait. Raises as `check_packs`, which this is for."""
+        if self._store_files is None or not self._store_files.same():
+            stores = self._stores
+            for _ in range(TRIES):
+                files = Files([f"{store}/info/alternates" for store in stores], [f"{store}/pack" for store in stores])
+                self._stores = tuple(map(os.fspath, check_packs(self._main, seen)))
+                if self._stores == stores:
+                    break
+                stores = self._stores
+            self._store_files = files
 
     def size(self, name: str) -> int:
         """How long an object says that it is, without unpacking it: a small file can hold a huge one."""
-        for store in self.stores:  # libgit2 would wait at a FIFO
-            path = store / name[:2] / name[2:]
+        for store in self._stores:  # libgit2 would wait at a FIFO
+            path = f"{store}/{name[:2]}/{name[2:]}"
             if os.path.exists(path) and not os.path.isfile(path):
                 raise Lacking(f"object {name} is no regular file")
         try:
@@ -104,9 +122,25 @@ class Objects:
         except self._faults as error:
             raise Lacking(f"object {name} cannot be read") from error
 
-    def blob(self, name: str) -> pygit2.Blob:
-        found: pygit2.Blob = self._of_type(name, "blob")
+    def data(self, name: str, most: int) -> bytes:
+        """What a blob holds. Raises `Unfit` if that is more than so many bytes."""
+        found = self._held.get(name)
+        if found is not None:
+            self._held.move_to_end(name)
+            return found
+        if self.size(name) > most:
+            raise Unfit("large file")
+        found = bytes(self._of_type(name, "blob").data)
+        if len(found) <= MAX_HELD_BLOB:
+            self._held[name] = found
+            self._held_bytes += len(found)
+            while self._held_bytes > MAX_HELD:
+                self._held_bytes -= len(self._held.popitem(last=False)[1])
         return found
+
+    def held(self, name: str) -> bytes | None:
+        """What a blob holds, if that is at hand: a name stands for one content for ever."""
+        return self._held.get(name)
 
     def tree(self, name: str) -> pygit2.Tree:
         found: pygit2.Tree = self._of_type(name, "tree")
@@ -230,16 +264,57 @@ def count(content: bytes) -> int:
     return content.count(b"\n") + (content[-1:] not in (b"", b"\n"))
 
 
-def compare(before: pygit2.Blob | None, after: bytes | None) -> Lines:
-    """The lines that ``git diff --numstat`` would count between two texts."""
-    old = b"" if before is None else before.data
-    new = after or b""
-    if before is None or not old:
-        return Lines(count(new), 0)
-    if not new:
-        return Lines(0, count(old))
+def compare(old: bytes, new: bytes) -> Lines:
+    """The lines that ``git diff --numstat`` would count between two texts.
+
+    What both begin and end with is left out, as any diff does first. If no line of one rest is in the other, which is
+    how most edits look, there is nothing left to decide, and libgit2 is not asked.
+    """
+    before, after = _parted(old, new)
+    if not before or not after:
+        return Lines(count(after), count(before))
+    if len(before) + len(after) <= MAX_SORTED:
+        gone, come = _lines(before), _lines(after)
+        if set(gone).isdisjoint(come):
+            return Lines(len(come), len(gone))
     if count(old) * count(new) > MAX_LINE_PAIRS:
         # Made so, two texts of this length can keep the whole process busy for minutes; git can be killed.
         raise Unfit("large file")
-    _, insertions, deletions = before.diff_to_buffer(new, _library().enums.DiffOption.FORCE_TEXT).line_stats
+    library = _library()
+    _, insertions, deletions = library.Patch.create_from(old, new, flag=library.enums.DiffOption.FORCE_TEXT).line_stats
     return Lines(insertions, deletions)
+
+
+def _parted(old: bytes, new: bytes) -> tuple[bytes, bytes]:
+    """What is left of both between the lines with which both begin and those with which both end."""
+    if old == new:
+        return b"", b""
+    start = old.rfind(b"\n", 0, _alike(old, new)) + 1
+    old, new = old[start:], new[start:]
+    tail = _alike(old[::-1], new[::-1])
+    longer, at = (new, len(new) - tail) if len(new) > len(old) else (old, len(old) - tail)
+    if tail < min(len(old), len(new)) or (at and longer[at - 1 : at] != b"\n"):
+        found = longer.find(b"\n", at) + 1  # only whole lines are alike
+        tail = len(longer) - found if found else 0
+    return old[: len(old) - tail], new[: len(new) - tail]
+
+
+def _alike(one: bytes, other: bytes) -> int:
+    """With how many bytes both begin."""
+    low, high = 0, min(len(one), len(other))
+    if one[:high] == other[:high]:
+        return high
+    while high - low > 1:
+        middle = (low + high) // 2
+        if one[low:middle] == other[low:middle]:
+            low = middle
+        else:
+            high = middle
+    return low
+
+
+def _lines(text: bytes) -> list[bytes]:
+    """The lines without their ends; a last one that has none keeps one, which tells it from all others."""
+    lines = text.split(b"\n")
+    last = lines.pop()
+    return [*lines, last + b"\n"] if last else lines

@@ -9,9 +9,7 @@ asked of git, for those paths alone, and remembered for as long as the rule file
 from __future__ import annotations
 
 import hashlib
-import os
 import stat
-import time
 from collections.abc import Collection, Iterable, Mapping
 from typing import Final, NamedTuple, Protocol, TypeAlias
 
@@ -24,13 +22,13 @@ LINK: Final = 0o120000
 FILE: Final = 0o100644
 PROGRAM: Final = 0o100755
 
-SETTLED_NS: Final = 20_000_000
 MAX_REMEMBERED: Final = 8192
 MAX_READ: Final = 1 << 26
 MAX_PAIRED: Final = 1000  # as git's rename limit
 MAX_COMPARED: Final = 200
 MAX_NAMES: Final = 1 << 16
 MAX_DEPTH: Final = 100
+OTHER: Final = ""
 FIXED_BYTES: Final = 1 << 14
 REMEMBERED_BYTES: Final = 300
 
@@ -40,7 +38,6 @@ _WEAK: Final = frozenset({"text", "eol", "crlf", "ident"})
 _NO_VALUE: Final = ("unspecified", "unset")
 _RULES: Final = {b".gitignore": "ignore rules", b".gitattributes": "attributes", b".gitmodules": "submodule"}
 
-Seen: TypeAlias = tuple[tuple[int, int, int, int, int] | None, ...]
 Attributes: TypeAlias = Mapping[str, str]
 
 
@@ -50,44 +47,6 @@ class Asks(Protocol):
     def ignored(self, paths: Collection[bytes]) -> set[bytes]: ...
     def attributes(self, paths: Collection[bytes]) -> dict[bytes, Attributes]: ...
     def renames(self, added: Collection[bytes], deleted: Collection[bytes]) -> list[Change]: ...
-
-
-# ── noticing ─────────────────────────────────────────────────────────────────────────────────────
-
-
-class Files:
-    """Some files, and how they were when looked at last: whether any of them changed since costs one stat for each.
-
-    A file that was written in the very moment counts as changed once more, since a second write would not show.
-    """
-
-    __slots__ = ("paths", "seen")
-
-    def __init__(self, paths: Iterable[str]) -> None:
-        self.paths = tuple(dict.fromkeys(paths))
-        self.seen: Seen | None = None
-        self.note()
-
-    def note(self) -> None:
-        now = time.time_ns()
-        self.seen = seen = _stats(self.paths)
-        if any(found is not None and 0 <= now - found[4] < SETTLED_NS for found in seen):
-            self.seen = None
-
-    def same(self) -> bool:
-        return self.seen == _stats(self.paths)
-
-
-def _stats(paths: tuple[str, ...]) -> Seen:
-    found: list[tuple[int, int, int, int, int] | None] = []
-    for path in paths:
-        try:
-            got = os.lstat(path)
-        except OSError:
-            found.append(None)
-        else:
-            found.append((got.st_dev, got.st_ino, got.st_size, got.st_mtime_ns, got.st_ctime_ns))
-    return tuple(found)
 
 
 # ── what is remembered ───────────────────────────────────────────────────────────────────────────
@@ -304,7 +263,7 @@ class ScopedLook:
             before = None
         if GITLINK in (indexed and indexed.mode, before and before.mode):
             raise Unfit("submodule")
-        now = self._blob(path, found, indexed) if present else None
+        now = self._blob(path, found, indexed, before) if present else None
         state: State = ""
         if path in scope.unmerged:
             state = "conflicted"
@@ -317,18 +276,14 @@ class ScopedLook:
         if now == before:
             return Entry(state=state)
         kind: Kind = "added" if before is None else "deleted" if now is None else "modified"
-        if before is not None and scope.objects.size(before.id) > MAX_BLOB:
-            raise Unfit("large file")
-        old = None if before is None else scope.objects.blob(before.id)
-        content = found.content if now is not None else None
-        sides = ((before, old.data if old is not None else b""), (now, content or b""))
-        binary = any(side and self._is_binary(side, data, attributes) for side, data in sides)
+        old = b"" if before is None else scope.objects.data(before.id, MAX_BLOB)
+        new = b"" if now is None else found.content
+        binary = any(side and self._is_binary(side, data, attributes) for side, data in ((before, old), (now, new)))
         same = before is not None and now is not None and before.id == now.id
-        lines = (0, 0) if same or binary else compare(old, content)
-        size = len(found.content) if now is not None else old.size if old is not None else UNREAD
-        return Entry(kind, *lines, state, None, size)
+        lines = (0, 0) if same or binary else compare(old, new)
+        return Entry(kind, *lines, state, None, len(old if now is None else new))
 
-    def _blob(self, path: bytes, found: Found, indexed: Blob | None) -> Blob:
+    def _blob(self, path: bytes, found: Found, indexed: Blob | None, before: Blob | None) -> Blob:
         if found.what == "link":
             mode = LINK
         elif self._scope.core.file_mode:
@@ -336,9 +291,19 @@ class ScopedLook:
         else:
             known = self._scope.unmerged.get(path) or (indexed.mode if indexed is not None else FILE)
             mode = known if stat.S_ISREG(known) else FILE
-        name = hashlib.sha1(b"blob %d\0" % len(found.content), usedforsecurity=False)
-        name.update(found.content)
-        return Blob(mode, name.hexdigest())
+        return Blob(mode, self._name(found.content, indexed, before))
+
+    def _name(self, content: bytes, indexed: Blob | None, before: Blob | None) -> str:
+        """The object name of a content, or none if to compare it tells that it has neither of these."""
+        known = None if before is None else self._scope.objects.held(before.id)
+        if before is not None and known is not None:
+            if content == known:
+                return before.id
+            if indexed is None or indexed.id == before.id:
+                return OTHER
+        name = hashlib.sha1(b"blob %d\0" % len(content), usedforsecurity=False)
+        name.update(content)
+        return name.hexdigest()
 
     # ── what only git can decide ─────────────────────────────────────────────────────────────────
 

@@ -23,8 +23,8 @@ from typing import TYPE_CHECKING, Final, Literal, NamedTuple, Protocol, TypeAlia
 from asyncinotify import Event, Inotify, Mask, Watch
 
 from pipeline import gitdir
+from pipeline.runtime.aside import Stuck, aside
 from pipeline.runtime.clock import now_ns
-from workers.aside import Stuck, aside
 from workers.ignored import HEAVY, Rules
 from workers.jobs import ACTIVE_NS, WATCHED
 

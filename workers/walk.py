@@ -64,7 +64,7 @@ class Walk:
     def _enter(self, path: bytes, fd: int, above: Directory | None) -> Directory:
         # Entered into the books before anything can fail, so that the descriptor is closed in any case.
         self._directories[path] = Directory(fd, (), ())
-        if above is not None and _identify(fd, b".git") is not None:
+        if above is not None and _is_there(fd, b".git"):
             raise Unfit("nested repository")
         ignores = self._rule(path, fd, b".gitignore", "ignore rules")
         attributes = self._rule(path, fd, b".gitattributes", "attributes")
@@ -77,6 +77,8 @@ class Walk:
         return entered
 
     def _rule(self, path: bytes, fd: int, name: bytes, reason: str) -> tuple[Rule, ...]:
+        if not _is_there(fd, name):
+            return ()
         found = _stat(fd, name)
         if found is None:
             return ()
@@ -189,9 +191,9 @@ def _stat(fd: int, name: bytes) -> os.stat_result | None:
         raise Unfit("unreadable") from error
 
 
-def _identify(fd: int, name: bytes) -> Identity | None:
-    found = _stat(fd, name)
-    return None if found is None else identity_of(found)
+def _is_there(fd: int, name: bytes) -> bool:
+    """Whether a directory has this name; that it may not be searched, whatever is read in it will tell."""
+    return os.access(name, os.F_OK, dir_fd=fd, follow_symlinks=False)
 
 
 def _read(fd: int, limit: int) -> Found:

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Final, Literal, NamedTuple, TypeAlias, TypeVar
 from watchfiles._rust_notify import RustNotify
 
 from pipeline import gitdir
-from workers.aside import Stuck, aside
+from pipeline.runtime.aside import Stuck, aside
 
 if TYPE_CHECKING:
     from pipeline.catalog import Target

@@ -22,13 +22,19 @@ READY_S: Final = 1.0
 AGAIN_S: Final = 0.1
 LEAVE_S: Final = 0.5
 HUNG_S: Final = 1.0
+MAX_LEFT_BEHIND: Final = 8
 FALLBACKS: Final = 3
 
 
 async def main(process: Process) -> None:
-    """Say that it is idle, each second; take a job, do it, say so."""
+    """Say that it is idle, each second; take a job, do it, say so.
+
+    The whole process stands behind the kernel's wall: what it starts from here on, threads and git, is born there.
+    """
     private_dir(process.settings.home / "cache")
-    worker = Worker(process, private_dir(process.settings.home / "cache" / process.name))
+    cache_dir = private_dir(process.settings.home / "cache" / process.name)
+    spawn.enclose(cache_dir)
+    worker = Worker(process, cache_dir)
     try:
         await worker.serve()
     finally:
@@ -45,6 +51,7 @@ class Worker:
         self._look = _Thread(cache_dir)
         self._client = bus.JobsClient(process.settings.run_dir, self._take)
         self._fallbacks: Counter[str] = Counter()
+        self._left_behind: list[threading.Thread] = []
         process.figures.update(
             done=0, failed=0, job="", full=0, scoped=0, drift=0, tables=0, table_mb=0.0, fallbacks=""
         )
@@ -91,10 +98,7 @@ class Worker:
         figures["job"] = job.workspace
         looking = self._look.at(job, self._process.name)
         await asyncio.wait((looking,), timeout=job.deadline_ms / 1000 + HUNG_S)
-        if not looking.done():
-            # git is killed at the deadline, a read in this process cannot be: the process goes, and is started afresh.
-            raise RuntimeError(f"the look at {job.worktree} hangs; see whether a file system there does not answer")
-        done = looking.result()
+        done = looking.result() if looking.done() else self._leave_behind(job)
         figures["job"] = ""
         self._count(job, done)
         while not self._client.send(done):
@@ -104,6 +108,23 @@ class Worker:
             await asyncio.sleep(AGAIN_S)
             if now_ns() - done.ended > job.deadline_ms * 1_000_000:
                 return
+
+    def _leave_behind(self, job: wire.Job) -> wire.Done:
+        """git is killed at the deadline, a read in this process cannot be.
+
+        One that waits for a file system that does not answer might not even die with the process, which then could not
+        be started afresh. It costs nothing but its thread, so another thread goes on, and knows nothing yet. Whatever
+        else takes so long takes the process along.
+        """
+        hangs = f"the look at {job.worktree} hangs; see whether a file system there does not answer"
+        if self._look.runs() or len(self._left_behind) >= MAX_LEFT_BEHIND:
+            raise RuntimeError(hangs)
+        self._left_behind = [thread for thread in (*self._left_behind, self._look.leave()) if thread.is_alive()]
+        self._process.log.warning("a look is left behind", worktree=job.worktree, threads=len(self._left_behind))
+        self._look = _Thread(self._look.cache_dir)
+        began = now_ns() - job.deadline_ms * 1_000_000
+        error = f"{wire.UNRESPONSIVE}: {hangs}."
+        return wire.Done(job.id, self._process.name, job.workspace, began, now_ns(), None, error, 0)
 
     def _count(self, job: wire.Job, done: wire.Done) -> None:
         figures, looker = self._process.figures, self._look.looker
@@ -117,17 +138,29 @@ class Worker:
 
 
 class _Thread:
-    """The thread in which git is waited for. A single one for all of its life: git dies with the thread it was
+    """The thread in which git is waited for. A single one for as long as it answers: git dies with the thread it was
     started from."""
 
     def __init__(self, cache_dir: Path) -> None:
-        self._cache_dir = cache_dir
+        self.cache_dir = cache_dir
         self.looker = Looker(cache_dir)
         self._loop = asyncio.get_running_loop()
         self._wake = threading.Semaphore(0)
         self._next: tuple[wire.Job, str, asyncio.Future[wire.Done]] | None = None
+        self._left = False
         # A daemon: nobody waits for it at the end.
-        threading.Thread(target=self._run, name="git", daemon=True).start()
+        self._thread = threading.Thread(target=self._run, name="git", daemon=True)
+        self._thread.start()
+
+    def runs(self) -> bool:
+        """Whether it is at work, and does not wait for the kernel."""
+        with open(f"/proc/self/task/{self._thread.native_id}/stat", "rb") as file:
+            return file.read().rpartition(b")")[2].split()[0] == b"R"
+
+    def leave(self) -> threading.Thread:
+        """Let it end as soon as it can, and whatever it finds then be nobody's."""
+        self._left = True
+        return self._thread
 
     def at(self, job: wire.Job, name: str) -> asyncio.Future[wire.Done]:
         future: asyncio.Future[wire.Done] = self._loop.create_future()
@@ -136,8 +169,8 @@ class _Thread:
         return future
 
     def _run(self) -> None:
-        spawn.enclose(self._cache_dir)
-        while True:
+        spawn.enclose(self.cache_dir)
+        while not self._left:
             self._wake.acquire()
             assert self._next is not None
             job, name, future = self._next

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import os
+import threading
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -18,6 +18,7 @@ from pipeline.catalog import Catalog, CatalogUnavailable, ChangeWatch, Project, 
 from pipeline.catalog.ids import shown
 from pipeline.domain.model import Look, Stamp
 from pipeline.gitdir import GitDirError
+from pipeline.runtime.aside import Stuck, aside
 from pipeline.runtime.clock import CLOCK, now_ns, wall_ms
 from pipeline.runtime.process import Process
 from pipeline.sources import retention
@@ -27,6 +28,7 @@ from pipeline.sources.worktree_list import Listed, ListError, list_worktrees
 
 GIT_DIR: Final = ".git"
 THREADS: Final = 4
+PATIENCE_S: Final = 5.0
 
 
 class Unreadable(Exception):
@@ -150,8 +152,9 @@ class Discovery:
         self._catalog = catalog
         self._send = send
         self._deadline_s = process.settings.git.deadline_ms / 1000
-        # Threads of its own: a dead mount may keep one for ever, and shall not keep the catalog's.
-        self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="discover")
+        # Each in a thread of its own, which a dead mount may keep for ever, and then takes no room from the others.
+        self._room = asyncio.Semaphore(THREADS)
+        self._stuck: dict[str, threading.Thread] = {}
         self._projects: dict[str, Project] = {}
         self._asked: set[str] = set()
         self._running: set[str] = set()
@@ -167,7 +170,7 @@ class Discovery:
             self._found.pop(gone, None)
             self._complaints.pop(gone, None)
         if before.keys() - now.keys():
-            self._rewatch()
+            await self._rewatch()
             self._show()
         self.ask(project.id for project in now.values() if before.get(project.id) != project)
 
@@ -185,10 +188,9 @@ class Discovery:
 
     def close(self) -> None:
         self.watching.close()
-        self._pool.shutdown(wait=False, cancel_futures=True)
 
     def _start(self, name: str) -> None:
-        if name in self._running or name not in self._projects:
+        if name in self._running or name in self._stuck or name not in self._projects:
             return
         self._asked.discard(name)
         self._running.add(name)
@@ -196,7 +198,7 @@ class Discovery:
 
     async def _look(self, project: Project) -> None:
         try:
-            found = await asyncio.get_running_loop().run_in_executor(self._pool, find, project, self._deadline_s)
+            found = await self._find(project)
             looks = await asyncio.to_thread(
                 self._catalog.upsert_worktrees, project.id, found.worktrees, found.stamp, wall_ms(), found.unsure
             )
@@ -209,11 +211,25 @@ class Discovery:
             self._complain(project.id, " ".join(found.unsure.values()))
             if looks:
                 self._process.log.info("worktrees changed", project=project.id, changed=len(looks))
-            self._rewatch()
+            await self._rewatch()
         finally:
             self._running.discard(project.id)
         if project.id in self._asked:
             self._start(project.id)
+
+    async def _find(self, project: Project) -> Found:
+        async with self._room:
+            try:
+                return await aside(self._deadline_s + PATIENCE_S, find, project, self._deadline_s)
+            except Stuck as stuck:
+                self._stuck[project.id] = stuck.thread
+        raise Unreadable(f"{shown(project.path)} does not answer: see whether its file system is still there.")
+
+    def ask_who_answers_again(self) -> None:
+        """Look at projects of which a look hung, once it came to an end."""
+        for name in [name for name, thread in self._stuck.items() if not thread.is_alive()]:
+            del self._stuck[name]
+            self.ask([name])
 
     def _complain(self, project: str, why: str) -> None:
         """Log a complaint once, and its end. A project that is followed no longer has none, however late it comes."""
@@ -233,15 +249,15 @@ class Discovery:
         self._process.figures["reason"] = next((f"{id_}: {why}" for id_, why in sorted(self._complaints.items())), "")
         self._process.figures["worktrees"] = sum(len(found.worktrees) for found in self._found.values())
 
-    def _rewatch(self) -> None:
-        roots: set[str] = set()
-        for found in self._found.values():
+    async def _rewatch(self) -> None:
+        groups: dict[str, set[str]] = {}
+        for name, found in self._found.items():
             admin = found.common_dir / "worktrees"
-            roots |= {str(found.common_dir), str(admin)}
+            groups[name] = {str(found.common_dir), str(admin)}
             for worktree in found.worktrees:
                 # The parent tells of `rm -rf`, which touches nothing below the common directory.
-                roots |= {worktree.git_dir, os.path.dirname(worktree.path)}
-        self.watching.watch(roots)
+                groups[name] |= {worktree.git_dir, os.path.dirname(worktree.path)}
+        await self.watching.watch(groups)
 
 
 def _concerns(path: str, found: Found) -> bool:
@@ -278,6 +294,7 @@ async def discover(process: Process, catalog: Catalog, outbox: Outbox) -> None:
                     stale = False
                 except CatalogUnavailable as error:
                     process.log.warning("catalog not readable", why=str(error))
+            discovery.ask_who_answers_again()
             if asyncio.get_running_loop().time() >= cadence:
                 cadence = asyncio.get_running_loop().time() + settings.sources.discover_s
                 discovery.ask()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import resource
 import shutil
@@ -355,6 +356,76 @@ def _run_copied(cache: Path) -> None:
     shutil.copyfile("/bin/true", cache / "program")
     os.chmod(cache / "program", 0o755)
     subprocess.run([cache / "program"], check=False)
+
+
+SUBVERTED = """
+import errno, json, os, socket, subprocess, sys, threading
+from pathlib import Path
+from pipeline.runtime.process import run
+from pipeline.runtime.settings import Settings
+from workers import worker
+from workers.worker import Worker
+
+home, outside = Path(sys.argv[1]), Path(sys.argv[2])
+cache = home / "cache/worker-0"
+
+
+def refused(what):
+    try:
+        what()
+    except OSError as error:
+        return error.errno == errno.EACCES
+    return False
+
+
+def subvert():
+    return {
+        "run": refused(lambda: subprocess.run(["/bin/true"], check=False)),
+        "write": refused(lambda: (outside / "file").write_text("otherwise")),
+        "make": refused((outside / "new").touch),
+        "make in the home": refused((home / "new").touch),
+        "remove": refused((outside / "file").unlink),
+        "another's cache": refused((home / "cache/worker-1").mkdir),
+        "git": subprocess.run(["git", "--version"], capture_output=True, check=False).returncode == 0,
+        "write in the cache": not refused((cache / "x").touch),
+        "read": not refused((outside / "file").read_text),
+    }
+
+
+async def serve(self):
+    found = {"main": subvert()}
+    for name in ("new", "git"):
+        thread = threading.Thread(target=lambda: found.update({name: subvert()}))
+        thread.start()
+        thread.join()
+    print(json.dumps(found), flush=True)
+
+
+Worker.serve = serve
+if len(sys.argv) > 3:
+    worker.spawn.enclose = lambda *_: ""
+run("worker", worker.main, Settings.load(home, environ={}), 0)
+"""
+
+
+@needs_wall
+@pytest.mark.parametrize("walled", [True, False])
+def test_a_worker_that_was_subverted_is_behind_the_wall_with_all_its_threads(tmp_path: Path, walled: bool) -> None:
+    """S5: a flaw in what reads objects in the worker itself gets no further; without the wall the trap springs."""
+    home, outside = tmp_path / "home", tmp_path / "outside"
+    home.mkdir(mode=0o700)
+    outside.mkdir()
+    (outside / "file").write_text("as it was")
+    done = subprocess.run(
+        [sys.executable, "-c", SUBVERTED, home, outside, *([] if walled else ["open"])],
+        cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = json.loads(next(line for line in done.stdout.splitlines() if line.startswith('{"main"')))
+    assert found.keys() == {"main", "new", "git"}
+    for where, tried in found.items():
+        assert all(tried.values()) == walled, (where, tried)
+    assert (outside / "file").exists() == walled
 
 
 @needs_wall

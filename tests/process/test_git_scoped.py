@@ -9,12 +9,14 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
 from msgspec.structs import replace
 
-from pipeline import bus
+from pipeline import bus, wire
 from pipeline.gitdir import resolve
 from pipeline.runtime.process import Process
 from pipeline.runtime.settings import Settings
@@ -23,8 +25,8 @@ from tests.corners import CHANGES, FILES, TEXT, Change, clash
 from tests.gitkit import add_worktree, commit, git, make_repo, write
 from tests.oracle import changed, expected, job_for, snapshot
 from workers import look as engine
+from workers.files import SETTLED_NS
 from workers.git import GitError, Looker, Seen
-from workers.scoped import SETTLED_NS
 from workers.worker import Worker
 
 pytestmark = [pytest.mark.timeout(60), pytest.mark.usefixtures("closed_user_config")]
@@ -468,25 +470,72 @@ def test_a_head_whose_objects_are_not_what_they_should_be_is_an_error_and_no_end
     assert caught.value.reason in ("missing_object", "git_failed")
 
 
-async def test_a_look_that_never_ends_takes_its_worker_along(
-    worktree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """S5: what hangs in this process cannot be killed but with it; supervisord starts it afresh."""
-    release = threading.Event()
-    monkeypatch.setattr(Looker, "look", lambda self, job: release.wait(60))
+@asynccontextmanager
+async def worker_at(cache: Path) -> AsyncIterator[Worker]:
+    """A worker in this process that nobody gives a job."""
     settings = Settings(home=Path(tempfile.mkdtemp(prefix="tw-")))
     settings.run_dir.mkdir()
     process = Process("worker", settings, 0)
-    worker = Worker(process, tmp_path / "cache")
+    worker = Worker(process, cache)
     try:
-        with pytest.raises(RuntimeError, match="hangs"):
-            await worker._do(job_for(worktree, deadline_ms=50))
+        yield worker
     finally:
-        release.set()
         worker.close()
         process.close()
         bus.close()
         shutil.rmtree(settings.home)
+
+
+async def test_a_look_that_never_ends_takes_its_worker_along(
+    worktree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """S5: what is at work in this process cannot be killed but with it; supervisord starts it afresh."""
+    release = threading.Event()
+
+    def turn(*_: object) -> None:
+        while not release.is_set():
+            pass
+
+    monkeypatch.setattr(Looker, "look", turn)
+    async with worker_at(tmp_path / "cache") as worker:
+        try:
+            with pytest.raises(RuntimeError, match="hangs"):
+                await worker._do(job_for(worktree, deadline_ms=50))
+        finally:
+            release.set()
+
+
+async def test_a_look_that_waits_for_ever_is_left_behind_and_another_thread_goes_on(
+    worktree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """G1: a process whose thread waits in a dead file system could not even die."""
+    release, told = threading.Event(), []
+    really = Looker.look
+
+    def wait(looker: Looker, job: wire.Job) -> Seen:
+        if job.why == "dead":
+            release.wait(60)
+        return really(looker, job)
+
+    monkeypatch.setattr(Looker, "look", wait)
+    monkeypatch.setattr("workers.worker.MAX_LEFT_BEHIND", 2)
+    async with worker_at(tmp_path / "cache") as worker:
+        monkeypatch.setattr(worker._client, "send", lambda done: told.append(done) or True)
+        dead, alive = job_for(worktree, why="dead", deadline_ms=50), job_for(worktree, deadline_ms=20_000)
+        try:
+            for _ in range(2):
+                await worker._do(dead)
+                await worker._do(alive)
+            assert [done.error.partition(":")[0] for done in told] == [wire.UNRESPONSIVE, "", wire.UNRESPONSIVE, ""]
+            assert [thread.is_alive() for thread in worker._left_behind] == [True, True]
+            with pytest.raises(RuntimeError, match="hangs"):
+                await worker._do(dead)
+        finally:
+            release.set()
+        for thread in worker._left_behind:
+            thread.join(20)
+            assert not thread.is_alive(), "it ends as soon as it can"
+        assert len(told) == 4, "and what it found is nobody's"
 
 
 def test_a_worktree_that_moved_to_another_git_directory_is_refused(watched: Watched) -> None:
