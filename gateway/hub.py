@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
-from time import perf_counter
+from time import thread_time
 from typing import Final, Protocol
 
 from gateway.lane import Lane, Seat
@@ -24,7 +24,7 @@ from pipeline.runtime.beat import read_beats
 from pipeline.runtime.clock import now_ns
 from pipeline.runtime.settings import Gateway
 
-SHARE: Final = 0.25  # of a core, for fan-out
+SHARE: Final = 1 / 3  # of a core, for fan-out
 WRITE_S: Final = 6e-6  # what a client costs in a round, until it is known
 SMOOTH: Final = 1 / 16
 ROUNDS_OF: Final = 64  # clients; what fewer cost says little
@@ -267,7 +267,7 @@ class Hub:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        now, began, started = now_ns(), self._loop.time(), perf_counter()
+        now, began, started = now_ns(), self._loop.time(), thread_time()
         due: set[Client] = set()
         if began >= self._retried + RETRY_S:  # those who take nothing shall not be asked with every frame
             self._retried = began
@@ -285,7 +285,7 @@ class Hub:
         for client in due:
             self._flush_one(client, now)
         self.flushes += 1
-        self._learn(served, perf_counter() - started)
+        self._learn(served, thread_time() - started)
         # The tick counts from the beginning, but half of it is left to everything else.
         self._flushed = max(began, self._loop.time() - self.tick() / 2)
         if self._behind:

@@ -234,7 +234,7 @@ async def test_the_tick_is_what_rounds_cost_divided_by_the_share_of_a_core_that_
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = 0.0
-    monkeypatch.setattr("gateway.hub.perf_counter", lambda: clock)
+    monkeypatch.setattr("gateway.hub.thread_time", lambda: clock)
     monkeypatch.setattr(world.hub, "max_clients", 200)
     clients = [world.following() for _ in range(200)]
 
