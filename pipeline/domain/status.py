@@ -7,9 +7,9 @@ the column and whether the user is needed. A timeout never decides here: a timeo
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
-from pipeline.domain.model import Ci, Column, Group, Life, Pr, Ratchet, Session, Status
+from pipeline.domain.model import Ci, Column, Life, Pr, Ratchet, Session, Status
 
 
 class Row(NamedTuple):
@@ -74,19 +74,14 @@ _NO_RATCHET: Final = Ratchet()
 _ROWS: Final = {code: Status(code=code, column=row.column, needs_user=row.needs_user) for code, row in TABLE.items()}
 
 
-def derive(groups: Mapping[str, Group]) -> Status:
+def derive(groups: Mapping[str, Any]) -> Status:
     """The status of a workspace that holds these groups (each session a group of its own).
 
     Checks of another pull request or head never get here: the store refuses them (``wrong_key``).
     """
-    life = groups.get("life", _NO_LIFE)
-    pr, ci, ratchet = groups.get("pr"), groups.get("ci"), groups.get("ratchet", _NO_RATCHET)
-    assert isinstance(life, Life)
-    assert pr is None or isinstance(pr, Pr)
-    assert ci is None or isinstance(ci, Ci)
-    assert isinstance(ratchet, Ratchet)
     sessions = [value for value in groups.values() if type(value) is Session]
-    return _ROWS[_code(life, pr, ci, ratchet, sessions)]
+    get = groups.get
+    return _ROWS[_code(get("life", _NO_LIFE), get("pr"), get("ci"), get("ratchet", _NO_RATCHET), sessions)]
 
 
 def _code(life: Life, pr: Pr | None, ci: Ci | None, ratchet: Ratchet, sessions: list[Session]) -> str:
@@ -98,7 +93,7 @@ def _code(life: Life, pr: Pr | None, ci: Ci | None, ratchet: Ratchet, sessions: 
             return "merged"
         if pr.state == "closed":
             return "pr_closed"
-    states = {session.state for session in sessions}
+    states = [session.state for session in sessions]
     if "waiting" in states:
         return _waiting(sessions)
     if "error" in states or ("exited" in states and any(s.crashed and s.state == "exited" for s in sessions)):

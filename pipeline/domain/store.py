@@ -36,7 +36,6 @@ from pipeline.domain.model import (
     Look,
     Session,
     Stamp,
-    Status,
     Value,
     kind_of,
 )
@@ -78,6 +77,7 @@ OLD_INCARNATION: Final = Ruling("old_incarnation", "of a former workspace of thi
 NEW_INCARNATION: Final = Ruling("old_incarnation", "of an incarnation that life has not announced")
 WRONG_KEY: Final = Ruling("wrong_key", "checks of another pull request or head")
 
+NO_SESSION: Final = ("session", SESSION_PREFIX)
 Changes: TypeAlias = dict[str, object] | None
 
 _LEAVING: Final = ("archiving", "archived")
@@ -162,19 +162,19 @@ class Store:
 
     def admit(self, look: Look, wall_ms: int) -> Ruling:
         """Judge one look and take it in if it is newer. `wall_ms` dates the change for display, no more."""
-        ruling = self._admit(look, wall_ms)
+        ruling, group = self._admit(look, wall_ms), look.group
         entry = self.entries.get(look.workspace)
-        if entry is None or look.group not in entry.looks:
+        if entry is None or group not in entry.looks:
             history = self.lost  # a group that does not exist here keeps no history of its own
+        elif (known := entry.history.get(group)) is not None:
+            history = known
         else:
-            known = entry.history.get(look.group)
-            history = known if known is not None else entry.history.setdefault(look.group, deque(maxlen=EXPLAIN_DEPTH))
-        last = history[-1] if history else None
+            history = entry.history[group] = deque(maxlen=EXPLAIN_DEPTH)
         if (
-            last is not None
-            and last.ruling == ruling
-            and ruling.verdict == "confirmed"
-            and last.look.group == look.group
+            ruling.verdict == "confirmed"
+            and history
+            and (last := history[-1]).ruling == ruling
+            and last.look.group == group
         ):
             history[-1] = self._told(look, ruling, wall_ms, last.times + 1)
         else:
@@ -189,9 +189,7 @@ class Store:
         group = look.group
         kind = kind_of(group)
         value = look.value
-        if not (group.isascii() and len(group) <= NAME_MAX):
-            return BAD_NAME
-        if group in ("session", SESSION_PREFIX):
+        if not (group.isascii() and len(group) <= NAME_MAX) or group in NO_SESSION:
             return BAD_NAME
         if value is None:
             if kind != "session":
@@ -301,7 +299,7 @@ class Store:
                 del entry.values[group]
                 changes.append((group, None))
             self._forget_sessions(entry)
-        elif old != (shown := self._shown(look, value)):
+        elif old != (shown := value if self.heard else self._shown(look, value)):
             entry.values[group] = shown
             changes.append((group, _changed(old, shown, at)))
         if group == "pr" and (current is None or current.key != look.key):
@@ -318,11 +316,10 @@ class Store:
     def _write(self, entry: Entry, workspace: str, changes: list[tuple[str, Changes]], at: int) -> None:
         """Publish these changes of an entry, and the status that follows from them, as one version."""
         group = changes[0][0]
-        if group in status.INPUTS or group.startswith(SESSION_PREFIX):
+        if group.startswith(SESSION_PREFIX) or group in status.INPUTS:
             derived = status.derive(entry.values)
             before = entry.values.get("status")
-            if derived != before:
-                assert before is None or isinstance(before, Status)
+            if derived is not before:  # there is one of each
                 entry.values["status"] = derived
                 changes.append(("status", _changed(before, derived, at)))
         self.ledger(entry.project).write(workspace, changes)

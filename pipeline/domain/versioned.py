@@ -61,7 +61,8 @@ class Group:
         values = self.values
         if not values:
             return None
-        return {field: values.get(field) for field, changed in self.versions.items() if changed > version}
+        get = values.get
+        return {field: get(field) for field, changed in self.versions.items() if changed > version}
 
 
 class Entry:
@@ -175,12 +176,14 @@ class Ledger:
             self._revive(workspace, entry)
         else:
             self.entries.move_to_end(workspace)
+        groups = entry.groups
         for name, fields in changes:
+            group = groups.get(name) or entry.group(name)
             if fields is None:
-                entry.group(name).clear(version)
+                group.clear(version)
                 emptied = True
             else:
-                entry.group(name).set(fields, version)
+                group.set(fields, version)
         entry.version = version
         self._dirty.add(workspace)
         if emptied:
