@@ -26,19 +26,22 @@ WINDOW_S = 20.0
 WINDOWS = 3
 
 
-def _cpu_s(processes: list[psutil.Process]) -> float:
+def _cpu_s(process: psutil.Process) -> float:
     """Seconds of CPU, with those of children that have ended: every git that a worker started."""
-    return sum(sum(process.cpu_times()[:4]) for process in processes)
+    return float(sum(process.cpu_times()[:4]))
 
 
-def _wakeups(processes: list[psutil.Process]) -> int:
+def _wakeups(process: psutil.Process) -> int:
     total = 0
-    for process in processes:
-        for task in Path(f"/proc/{process.pid}/task").iterdir():
-            for line in (task / "status").read_text().splitlines():
-                if line.startswith("voluntary_ctxt_switches"):
-                    total += int(line.split()[1])
+    for task in Path(f"/proc/{process.pid}/task").iterdir():
+        for line in (task / "status").read_text().splitlines():
+            if line.startswith("voluntary_ctxt_switches"):
+                total += int(line.split()[1])
     return total
+
+
+def _name(process: psutil.Process) -> str:
+    return " ".join(process.cmdline()[1:6])[-50:]
 
 
 def _figure(settings: Settings, process: str, name: str) -> int:
@@ -90,14 +93,18 @@ def main() -> None:
             processes = members(settings)
             shares, wakes, spawns = [], [], []
             for _ in range(WINDOWS):
-                cpu, woke, git, began = _cpu_s(processes), _wakeups(processes), _spawns(settings), time.perf_counter()
+                cpu, woke = [_cpu_s(one) for one in processes], [_wakeups(one) for one in processes]
+                git, began = _spawns(settings), time.perf_counter()
                 time.sleep(WINDOW_S)
                 took = time.perf_counter() - began
-                shares.append(100 * (_cpu_s(processes) - cpu) / took)
-                wakes.append((_wakeups(processes) - woke) / took)
+                shares.append([100 * (_cpu_s(one) - was) / took for one, was in zip(processes, cpu, strict=True)])
+                wakes.append([(_wakeups(one) - was) / took for one, was in zip(processes, woke, strict=True)])
                 spawns.append((_spawns(settings) - git) * 60 / took)
-            share = figures.line(f"CPU of {len(processes)} processes", shares, "% of core", "≤ 1")
-            figures.line("wake-ups", wakes, "/s")
+            share = figures.line(f"CPU of {len(processes)} processes", [*map(sum, shares)], "% of core", "≤ 1")
+            figures.line("wake-ups", [*map(sum, wakes)], "/s")
+            for n, one in enumerate(processes):
+                figures.line(f"  {_name(one)}: CPU", [window[n] for window in shares], "% of core")
+                figures.line(f"  {_name(one)}: wake-ups", [window[n] for window in wakes], "/s")
             figures.line("git looks (each starts git processes)", spawns, "/min")
             poll = figures.line(
                 "one polling round, status + diff --stat", [_poll_once(parent) for _ in range(3)], "s CPU"
@@ -114,8 +121,7 @@ def main() -> None:
             figures.line("proportional (shared pages counted once)", [shared], "MB", "≤ 350")
             figures.line("resident, each process counted whole", [resident], "MB")
             for process in processes:
-                name = " ".join(process.cmdline()[1:6])[-50:]
-                figures.line(f"  {name}", [process.memory_info().rss / 1e6], "MB")
+                figures.line(f"  {_name(process)}", [process.memory_info().rss / 1e6], "MB")
     finally:
         shutil.rmtree(parent, ignore_errors=True)
 

@@ -23,6 +23,7 @@ from pipeline.follow import Follower
 from pipeline.runtime.beat import read_beats
 from pipeline.runtime.clock import now_ns
 from pipeline.runtime.settings import Gateway
+from pipeline.runtime.tick import tick
 
 SHARE: Final = 1 / 3  # of a core, for fan-out
 WRITE_S: Final = 6e-6  # what a client costs in a round, until it is known
@@ -99,6 +100,7 @@ class Hub:
         self.max_clients = max_clients
         self.shelves: dict[str, Shelf] = {}
         self.clients: set[Client] = set()
+        self._somebody = asyncio.Event()
         self.strangers: set[Client] = set()  # clients that have not said hello
         self.left = asyncio.Event()  # set whenever somebody leaves
         self.readers: dict[str, Lane] = {}
@@ -178,6 +180,7 @@ class Hub:
 
     def add(self, client: Client) -> None:
         self.clients.add(client)
+        self._somebody.set()
         self._watching[client] = frozenset()
         if not client.greeted:
             self.strangers.add(client)
@@ -364,19 +367,22 @@ class Hub:
             self._schedule(RETRY_S)
 
     async def sweeping(self, heartbeat_ms: int) -> None:
-        """Sweep for ever; with nobody connected, hardly ever."""
+        """Sweep for as long as somebody is connected, for ever."""
         busy = min(SWEEP_S, heartbeat_ms / 2000)
         share = max(1, min(SHARES, int(heartbeat_ms / 1000 / busy / SWEEPS_PER_HEARTBEAT)))
         while True:
-            await asyncio.sleep(busy if self.clients else 1.0)
+            await self._somebody.wait()
+            await asyncio.sleep(busy)
             if self.clients:
                 self.sweep(share)
+            else:
+                self._somebody.clear()
 
     async def interest(self) -> None:
         """Say again and again which projects somebody looks at."""
         while True:
             self.ingress.send(wire.Interest(self._name, sorted(self.readers)))
-            await asyncio.sleep(INTEREST_S)
+            await tick(INTEREST_S)
 
     # ── questions ────────────────────────────────────────────────────────────────────────────────
 

@@ -33,6 +33,7 @@ from pipeline import bus, frames
 from pipeline.runtime.place import OperatorError
 from pipeline.runtime.process import Process
 from pipeline.runtime.settings import Gateway
+from pipeline.runtime.tick import tick
 
 BACKLOG: Final = 4096
 CHECK_S: Final = 3.0
@@ -131,7 +132,7 @@ async def checking(recorder: Recorder) -> None:
     """See again and again whether the catalog can be read: with no events nobody else would notice."""
     while True:
         await asyncio.to_thread(recorder.check)
-        await asyncio.sleep(CHECK_S)
+        await tick(CHECK_S)
 
 
 def last_port(url_path: Path) -> int:

@@ -105,6 +105,8 @@ class Tokens:
         hour = self._wall() // USED_MS * USED_MS
         if token_id != HOME and self._used.get(token_id, 0) < hour:
             self._used[token_id] = self._to_note[token_id] = hour
+            if self._watch is not None:
+                self._watch.stir()
 
     def watch(self, callback: Callable[[], None]) -> None:
         """Call this in the loop whenever what tokens open has changed."""
@@ -117,7 +119,11 @@ class Tokens:
         while True:
             async with self._looking:
                 await self._look()
-            await asyncio.sleep(self._nap())
+            nap_s = self._nap()
+            if nap_s == POLL_S and self._watch is not None and self._quiet():
+                await self._watch.rest(POLL_S)
+            else:
+                await asyncio.sleep(nap_s)
 
     async def look(self) -> None:
         """Read what changed in the catalog, now."""

@@ -35,6 +35,7 @@ GROUP_MS: Final = 100
 # many seconds after the last one it takes steps of so many milliseconds.
 STEPS: Final = ((2.0, 10), (30.0, 50))
 QUIET_STEP_MS: Final = 250
+WAIT_MS: Final = 60_000  # how long one call of the notifier lasts that has nothing to say
 PATIENCE_S: Final = 5.0
 SETTLE_S: Final = 0.1
 FIRST_PAUSE_S: Final = 1.0
@@ -231,29 +232,35 @@ class _Notifier:
         self.paths = frozenset(paths)
         self._notify = RustNotify(paths, False, False, 0, False, True)
         self._step_ms, self._changed, self._ended = step_ms, changed, ended
-        self._stop = threading.Event()
+        self._step = QUIET_STEP_MS
+        self._stopped = False
         self._thread = threading.Thread(target=self._read, name="git watch", daemon=True)
 
     def start(self) -> None:
         self._thread.start()
 
     def stop(self) -> None:
-        self._stop.set()
+        self._stopped = True
+
+    def is_set(self) -> bool:
+        """The notifier asks at each step whether to return: for good, or to go on in steps of another length."""
+        return self._stopped or self._step_ms() != self._step
 
     def _read(self) -> None:
         why = "it ended"
         try:
-            while not self._stop.is_set():
-                found = self._notify.watch(GROUP_MS, self._step_ms(), QUIET_STEP_MS, self._stop)
+            while not self._stopped:
+                self._step = self._step_ms()
+                found = self._notify.watch(GROUP_MS, self._step, WAIT_MS, self)
                 if isinstance(found, str):
-                    if found != "timeout":
+                    if found not in ("timeout", "stop"):
                         break
                 else:
                     self._changed({path for _, path in found})
         except Exception as error:  # whatever the notifier chokes on, such as a name that is no UTF-8
             why = str(error) or type(error).__name__
         self._notify.close()
-        if not self._stop.is_set():
+        if not self._stopped:
             self._ended(why)
 
 

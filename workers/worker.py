@@ -16,6 +16,7 @@ from pipeline.runtime import spawn
 from pipeline.runtime.clock import now_ns
 from pipeline.runtime.place import private_dir
 from pipeline.runtime.process import Process
+from pipeline.runtime.tick import tick
 from workers.git import GitError, Looker
 
 READY_S: Final = 1.0
@@ -87,7 +88,7 @@ class Worker:
         ready = wire.Ready(self._process.name, os.getpid())
         while True:
             sent = self._client.send(ready)
-            await asyncio.sleep(READY_S if sent else AGAIN_S)
+            await (tick(READY_S) if sent else asyncio.sleep(AGAIN_S))
 
     def _take(self, jobs: list[wire.Job]) -> None:
         for job in jobs:

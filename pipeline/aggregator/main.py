@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import secrets
 from typing import Final
 
@@ -13,6 +12,7 @@ from pipeline.aggregator.writer import Writer
 from pipeline.domain.store import Limits, Store
 from pipeline.runtime.clock import CLOCK, now_ns, wall_ms
 from pipeline.runtime.process import Process
+from pipeline.runtime.tick import tick
 
 BEAT_S: Final = 1.0
 RELOOK_S: Final = 0.25
@@ -39,20 +39,22 @@ async def main(process: Process) -> None:
 
     async def relook() -> None:
         while True:
-            await asyncio.sleep(RELOOK_S if writer.relooks else BEAT_S)
+            await tick(RELOOK_S if writer.relooks else BEAT_S)
             writer.ask_relooks()
 
+    async def beat() -> None:
+        beats = 0
+        while True:
+            figures.update(writer.beat())
+            beats += 1
+            if beats % SWEEP_BEATS == 0 and (buried := writer.sweep()):
+                process.log.warning("swept", workspaces=buried)
+            await tick(BEAT_S)
+
     process.spawn(relook(), "relook")
-    beats = 0
-    while not process.stopping.is_set():
-        figures.update(writer.beat())
-        beats += 1
-        if beats % SWEEP_BEATS == 0 and (buried := writer.sweep()):
-            process.log.warning("swept", workspaces=buried)
-        try:
-            await asyncio.wait_for(process.stopping.wait(), BEAT_S)
-        except TimeoutError:
-            continue
+    process.spawn(beat(), "heartbeat")
+    await process.stopping.wait()
+    await process.cancel_tasks()
     ingress.close()
     for end in (query, feed, tap):
         end.close()

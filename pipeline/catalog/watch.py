@@ -1,11 +1,14 @@
 """Notices that somebody else wrote to the catalog, for the price of a pragma and a stat.
 
-On a server each writer notifies. That is a hint, and its absence proves nothing: the rows are asked now and then in any
-case, and every time while nobody listens.
+The kernel says when a file is written to, so that nobody has to look again and again (`ChangeWatch.rest`); the stat is
+repeated all the same, now and then. On a server each writer notifies. That is a hint, and its absence proves nothing:
+the rows are asked now and then in any case, and every time while nobody listens.
 """
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import os
 import select as selecting
 import sqlite3
@@ -13,14 +16,19 @@ import time
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 from urllib.parse import quote
 
+from asyncinotify import Inotify, Mask
 from sqlalchemy import func, select
 
 from pipeline.catalog import tables
 from pipeline.catalog.catalog import Catalog
 from pipeline.catalog.database import BUSY_S, CHANNEL, CatalogUnavailable
 from pipeline.catalog.record import TABLES
+from pipeline.runtime.tick import tick_unless
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
     import psycopg
 
 Change: TypeAlias = Literal["same", "changed", "replaced", "missing", "locked", "broken"]
@@ -28,8 +36,9 @@ Trace: TypeAlias = tuple[int, int, int] | None
 
 # Two writes within one tick of the kernel's clock leave the same time: a file as young as this may yet change unseen.
 YOUNG_NS: Final = 100_000_000
-# On a server that notifies: how long its silence is taken for peace.
+# Of a server that notifies, and of the kernel: how long their silence is taken for peace.
 TRUST_S: Final = 5.0
+TOUCHES: Final = Mask.MODIFY | Mask.CREATE | Mask.DELETE | Mask.MOVED_FROM | Mask.MOVED_TO | Mask.ATTRIB | Mask.ONLYDIR
 
 
 class ChangeWatch:
@@ -44,6 +53,8 @@ class ChangeWatch:
         self._traces: tuple[Trace, Trace] | None = None
         self._listening: psycopg.Connection[Any] | None = None
         self._asked_s = float("-inf")
+        self._touches: Touches | None = None
+        self._stirred = asyncio.Event()
         self.last: Change = "same"
         self.why = ""  # of a server that cannot be read, in a sentence
 
@@ -57,6 +68,26 @@ class ChangeWatch:
         if self._listening is not None:
             return time.monotonic() - self._asked_s < TRUST_S and not _readable(self._listening)
         return self._traces is not None and self._traces == self._touched()
+
+    def stir(self) -> None:
+        """End the rest, or the next one at once."""
+        self._stirred.set()
+
+    async def rest(self, poll_s: float, most_s: float = float("inf")) -> None:
+        """Sleep until it may be time to check again: at the next tick of `poll_s` while there may be something new, or
+        nobody would tell, or less than `most_s` of some length is left; else when a file is touched, or now and then.
+        """
+        if self._touches is not None and self._touches.gone:
+            self._touches.close()
+            self._touches = None
+        if self._touches is None and self._database.path is not None:
+            with contextlib.suppress(OSError):
+                self._touches = Touches(self._database.path)
+        if self._touches is not None:
+            self._touches.arm(self.stir)  # before the stat: what is touched after it is told
+        trusted = self._touches is not None and most_s > 2 * TRUST_S and self.quiet()
+        await tick_unless(self._stirred, TRUST_S if trusted else poll_s)
+        self._stirred.clear()
 
     def changed(self) -> bool:
         """True if there is something new to read. What else there was to say is in `last`."""
@@ -73,6 +104,13 @@ class ChangeWatch:
         return self.last
 
     def close(self) -> None:
+        """Let go of everything. In the loop, if it rested."""
+        if self._touches is not None:
+            self._touches.close()
+            self._touches = None
+        self._let_go()
+
+    def _let_go(self) -> None:
         if self._held is not None:
             self._held.close()
             self._held = None
@@ -88,17 +126,17 @@ class ChangeWatch:
     def _check(self) -> Change:
         file = self._database.file()
         if file is None:
-            self.close()
+            self._let_go()
             return "missing"
         known, replaced = self._file, self._file is not None and file != self._file
         try:
             if self._held is None or file != known:
-                self.close()
+                self._let_go()
                 self._database.settle()
                 self._held, self._file, self._seen = self._hold(), file, None
             version = self._held.execute("PRAGMA data_version").fetchone()[0]
         except (sqlite3.Error, OSError) as error:
-            self.close()
+            self._let_go()
             return "locked" if "locked" in str(error) else "broken"
         if replaced:
             self._seen = version
@@ -126,7 +164,7 @@ class ChangeWatch:
             fingerprint = self.fingerprint()
             self._identity = self._database.identity()
         except CatalogUnavailable as error:
-            self.close()
+            self._let_go()
             self.why = str(error)
             return "broken"
         self.why = ""
@@ -147,7 +185,7 @@ class ChangeWatch:
             for _ in self._listening.notifies(timeout=0):
                 pass
         except psycopg.Error:
-            self.close()
+            self._let_go()
 
     def fingerprint(self) -> object:
         """For databases without a change counter: revisions only grow and are never given twice, so that their sums
@@ -166,6 +204,47 @@ class ChangeWatch:
         same = now == self._seen
         self._seen = now
         return "same" if same else "changed"
+
+
+class Touches:
+    """The kernel's word that a file, or one beside it whose name begins the same, was touched. Once armed it is given
+    once. `gone`: so is the folder, and there will be no further word."""
+
+    def __init__(self, path: Path) -> None:
+        """Raises `OSError` if it cannot be had."""
+        self._name = path.name
+        self._loop = asyncio.get_running_loop()
+        self._inotify: Inotify | None = Inotify(sync_timeout=0)
+        self._armed = self.gone = False
+        try:
+            self._inotify.add_watch(path.parent, TOUCHES)
+        except OSError:
+            self._inotify.close()
+            raise
+
+    def arm(self, told: Callable[[], None]) -> None:
+        """Call `told` when something is touched from now on."""
+        if self._inotify is not None and not self._armed:
+            self._loop.add_reader(self._inotify.fd, self._drain, told)
+            self._armed = True
+
+    def close(self) -> None:
+        if self._inotify is not None:
+            if self._armed and not self._loop.is_closed():
+                self._loop.remove_reader(self._inotify.fd)
+            self._inotify.close()
+        self._inotify, self._armed = None, False
+
+    def _drain(self, told: Callable[[], None]) -> None:
+        assert self._inotify is not None
+        touched = False
+        while (event := self._inotify.sync_get()) is not None:
+            self.gone = self.gone or bool(event.mask & Mask.IGNORED)
+            touched = touched or event.name is None or os.fspath(event.name).startswith(self._name)
+        if touched:
+            self._loop.remove_reader(self._inotify.fd)  # whoever writes a lot shall not be followed step by step
+            self._armed = False
+            told()
 
 
 def _readable(connection: psycopg.Connection[Any]) -> bool:

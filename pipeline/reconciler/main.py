@@ -19,6 +19,7 @@ from pipeline.reconciler.census import Reason, Schedule
 from pipeline.reconciler.readers.catalog import CatalogReader
 from pipeline.runtime.clock import CLOCK, now_ns
 from pipeline.runtime.process import Process
+from pipeline.runtime.tick import tick_unless
 
 SEND_S: Final = 2.0
 SEND_AGAIN_S: Final = 0.02
@@ -57,6 +58,22 @@ class Reconciler:
                 self._schedule.heard(message.census_ns, now_ns())
             elif isinstance(message, wire.Relook) and message.group != GIT:
                 self._schedule.ask("relook")
+        if self._due_in_s() <= 0:
+            self._watch.stir()
+
+    async def run(self) -> None:
+        """Step by step until the process stops."""
+        stopping = asyncio.ensure_future(self._process.stopping.wait())
+        stopping.add_done_callback(lambda _: self._watch.stir())
+        poll_s = self._process.settings.reconciler.poll_ms / 1e3
+        while not self._process.stopping.is_set():
+            await self._watch.rest(poll_s, self._due_in_s())
+            await self.step()
+
+    def _due_in_s(self) -> float:
+        """How long until a census is due that can be taken, as things stand."""
+        due_ns = self._schedule.next_ns() if self._epoch else None
+        return float("inf") if due_ns is None else (due_ns - now_ns()) / 1e9
 
     async def step(self) -> None:
         """Look whether the database changed, and take a census if one is due and there is somebody to give it to."""
@@ -142,16 +159,8 @@ async def _open(process: Process, pause_s: float) -> catalogs.Catalog | None:
             return await asyncio.to_thread(catalogs.open, process.settings)
         except catalogs.CatalogUnavailable as error:
             _degrade(process, str(error))
-        if await _stops_within(process, pause_s):
+        if await tick_unless(process.stopping, pause_s):
             return None
-
-
-async def _stops_within(process: Process, seconds: float) -> bool:
-    try:
-        await asyncio.wait_for(process.stopping.wait(), seconds)
-    except TimeoutError:
-        return False
-    return True
 
 
 async def main(process: Process) -> None:
@@ -161,8 +170,7 @@ async def main(process: Process) -> None:
         return
     reconciler = Reconciler(process, catalog)
     try:
-        while not await _stops_within(process, pause_s):
-            await reconciler.step()
+        await reconciler.run()
     finally:
         reconciler.close()
         catalog.close()

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 _BEAT_S = 1.0
 _BEATS_PER_MEASURE = 5
+_BEATS_PER_METRICS = 10
 _GRACE_S = 1.0
 _CANCEL_AGAIN_S = 0.2
 _DESCRIPTORS = 65_536
@@ -78,15 +79,15 @@ class Member:
             self.log.error(what, exc_info=error, **story)
 
     def beat(self, lag_ms: float = 0.0) -> None:
-        """Write the sign of life; every few of them measure the process and write its metrics too."""
+        """Write the sign of life; every few of them measure the process too, and fewer write its metrics."""
         self.file.beat.lag_ms = round(lag_ms, 1)
         if self.before_beat is not None:
             self.before_beat()
         try:
             if self._beats % _BEATS_PER_MEASURE == 0:
                 self.file.measure()
-                if self._registry is not None:
-                    metrics.write(self._registry, self.settings.run_dir, self.name)
+            if self._registry is not None and self._beats % _BEATS_PER_METRICS == 0:
+                metrics.write(self._registry, self.settings.run_dir, self.name)
             self.file.write()
         except OSError as error:  # a full disk costs the figures, not the process
             if self._beats % 60 == 0:
@@ -188,6 +189,8 @@ def _run_loop(process: Process, main: AsyncMain) -> bool:
 async def _main(process: Process, main: AsyncMain) -> None:
     import asyncio
 
+    from pipeline.runtime.tick import next_tick
+
     loop = asyncio.get_running_loop()
     loop.set_exception_handler(lambda _, context: _unhandled(process, context))
 
@@ -207,7 +210,7 @@ async def _main(process: Process, main: AsyncMain) -> None:
         nonlocal due
         now = loop.time()
         process.beat(lag_ms=max(0.0, now - due) * 1e3)
-        due = now + _BEAT_S
+        due = next_tick(now, _BEAT_S)
         loop.call_at(due, beat)
 
     async def body() -> None:

@@ -183,7 +183,7 @@ class Desk:
                     except CatalogUnavailable:
                         pass  # what was known stays; discovery says what is wrong
                 self.begun.set()
-                await asyncio.sleep(PLACES_S)
+                await watch.rest(PLACES_S)
         finally:
             watch.close()
 

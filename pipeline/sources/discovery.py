@@ -225,6 +225,11 @@ class Discovery:
                 self._stuck[project.id] = stuck.thread
         raise Unreadable(f"{shown(project.path)} does not answer: see whether its file system is still there.")
 
+    @property
+    def hangs(self) -> bool:
+        """Whether a repository does not answer."""
+        return bool(self._stuck)
+
     def ask_who_answers_again(self) -> None:
         """Look at projects of which a look hung, once it came to an end."""
         for name in [name for name, thread in self._stuck.items() if not thread.is_alive()]:
@@ -283,6 +288,8 @@ async def discover(process: Process, catalog: Catalog, outbox: Outbox) -> None:
     process.spawn(retention.keep(process, catalog), name="retention")
     cadence = asyncio.get_running_loop().time() + settings.sources.discover_s
     stale = True
+    stopping = asyncio.ensure_future(process.stopping.wait())
+    stopping.add_done_callback(lambda _: watch.stir())
     try:
         while not process.stopping.is_set():
             if not watch.quiet():
@@ -299,10 +306,8 @@ async def discover(process: Process, catalog: Catalog, outbox: Outbox) -> None:
                 cadence = asyncio.get_running_loop().time() + settings.sources.discover_s
                 discovery.ask()
             process.figures["looks_waiting"] = len(outbox)
-            try:
-                await asyncio.wait_for(process.stopping.wait(), settings.reconciler.poll_ms / 1000)
-            except TimeoutError:
-                pass
+            left_s = 0.0 if stale or discovery.hangs else cadence - asyncio.get_running_loop().time()
+            await watch.rest(settings.reconciler.poll_ms / 1000, left_s)
     finally:
         discovery.close()
         watch.close()

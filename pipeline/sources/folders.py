@@ -27,8 +27,11 @@ class Folders:
     `refused`: how many folders could not be watched, because the kernel's limits are used up.
     """
 
-    def __init__(self, touched: Callable[[set[str]], None], missed: Callable[[], None]) -> None:
+    def __init__(
+        self, touched: Callable[[set[str]], None], missed: Callable[[], None], gather_s: float = GATHER_S
+    ) -> None:
         self.refused = 0
+        self._gather_s = gather_s
         self._touched, self._missed = touched, missed
         self._watches: dict[str, Watch] = {}
         self._inotify: Inotify | None
@@ -37,29 +40,29 @@ class Folders:
         except OSError:
             self._inotify = None
 
-    def watch(self, folders: Iterable[str]) -> bool:
-        """Watch exactly these; true if that takes new ones in: what is in them now came unseen.
+    def watch(self, folders: Iterable[str]) -> set[str]:
+        """Watch exactly these; returns those that were not watched until now: what is in them came unseen.
 
         One that is not there is left out until it is asked for again.
         """
         wanted = set(folders)
         if self._inotify is None:
             self.refused = len(wanted)
-            return False
+            return set()
         for path in self._watches.keys() - wanted:
             with contextlib.suppress(OSError):
                 self._inotify.rm_watch(self._watches[path])
             del self._watches[path]
         self.refused = 0
-        before = len(self._watches)
-        for path in wanted - self._watches.keys():
+        fresh = wanted - self._watches.keys()
+        for path in fresh:
             try:
                 self._watches[path] = self._inotify.add_watch(path, CHANGES)
             except (FileNotFoundError, NotADirectoryError):
                 continue
             except OSError:
                 self.refused += 1
-        return len(self._watches) > before
+        return fresh & self._watches.keys()
 
     async def run(self) -> None:
         """Until cancelled."""
@@ -78,7 +81,7 @@ class Folders:
             while True:
                 loop.add_reader(inotify.fd, woken)
                 await readable.wait()
-                await asyncio.sleep(GATHER_S)  # what is written is written in pieces
+                await asyncio.sleep(self._gather_s)  # what is written is written in pieces
                 readable.clear()
                 self._drain(inotify)
         finally:

@@ -10,9 +10,11 @@ import asyncio
 from typing import ClassVar, Final, NamedTuple
 
 from pipeline.catalog import CatalogUnavailable
+from pipeline.runtime.tick import tick, tick_unless
 from pipeline.sources import databases
 from pipeline.sources.databases import Unreadable
 from pipeline.sources.desk import Desk, Source
+from pipeline.sources.folders import Folders
 from pipeline.sources.following import Following, Seen
 
 POLL_S: Final = 0.5
@@ -39,8 +41,13 @@ class Foreign(Source):
 
     async def run(self, desk: Desk) -> None:
         seen: dict[str, databases.Trace] | None = None
+        wake = asyncio.Event()
+        folders = Folders(lambda _: wake.set(), wake.set, POLL_S)
+        watching = asyncio.get_running_loop().create_task(folders.run(), name="foreign watch")
         try:
             while True:
+                folders.watch({str(desk.settings.home), str(desk.settings.home / databases.FOLDER)})
+                wake.clear()
                 if (files := databases.files(desk.settings.home)) != seen:
                     seen = files
                     self._follow(desk, files)
@@ -48,8 +55,10 @@ class Foreign(Source):
                     if one.task.done():
                         one.task.result()
                 self._tell_health(desk)
-                await asyncio.sleep(POLL_S)
+                busy = self._tasks or self._wrong or folders.refused
+                await (tick(POLL_S) if busy else tick_unless(wake, CADENCE_S))
         finally:
+            watching.cancel()
             for name in list(self._tasks):
                 self._leave(name)
 
@@ -90,7 +99,7 @@ class Foreign(Source):
                     self._ill.pop(name, None)
                     due = loop.time() + (CADENCE_S if is_file else SERVER_S)
                     self._take(desk, name, seen)
-            await asyncio.sleep(POLL_S)
+            await tick(POLL_S)
 
     def _take(self, desk: Desk, name: str, seen: Seen) -> None:
         desk.tell(seen.looks)

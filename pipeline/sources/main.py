@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import math
 from collections.abc import Iterator
 from typing import Final
@@ -12,6 +11,7 @@ from pipeline import bus, wire
 from pipeline import catalog as catalogs
 from pipeline.runtime.process import Process
 from pipeline.runtime.settings import Settings
+from pipeline.runtime.tick import tick, tick_unless
 from pipeline.sources.desk import Desk, Source
 from pipeline.sources.discovery import discover
 from pipeline.sources.outbox import Outbox
@@ -54,8 +54,7 @@ async def _open(process: Process) -> catalogs.Catalog | None:
             return await asyncio.to_thread(catalogs.open, process.settings)
         except catalogs.CatalogUnavailable as error:
             process.state, process.figures["reason"] = "degraded", str(error)
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(process.stopping.wait(), AGAIN_S)
+        await tick_unless(process.stopping, AGAIN_S)
     return None
 
 
@@ -89,7 +88,7 @@ async def main(process: Process) -> None:
                         process.figures[f"source_{source.name}_{name}"] = round(value, 1)
                 process.figures.update(source.figures())
                 desk.weigh_lease(source)
-            await asyncio.sleep(ALIVE_S)
+            await tick(ALIVE_S)
 
     try:
         process.spawn(outbox.run(), name="outbox")

@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from typing import ClassVar, Final
 
 import psutil
@@ -19,6 +19,7 @@ import psutil
 from pipeline.catalog import CatalogUnavailable
 from pipeline.domain.model import Session, Stamp
 from pipeline.runtime.clock import CLOCK, now_ns, wall_ms
+from pipeline.runtime.tick import tick
 from pipeline.sources.deaths import started
 from pipeline.sources.desk import Agent, Desk, Source
 from pipeline.sources.ladder import Rung, Sighting
@@ -54,9 +55,12 @@ class Table:
         self.agents: dict[int, Agent] = {}
         self._others: set[int] = set()
 
-    def sweep(self) -> None:
-        """Blocks for as long as the processes take that were never seen."""
-        pids = set(psutil.pids())
+    def unknown(self, pids: Set[int]) -> bool:
+        """Whether one of these was never looked at."""
+        return not pids <= self._others | self.agents.keys()
+
+    def sweep(self, pids: Set[int]) -> None:
+        """These are all that there are. Blocks for as long as those take that were never seen."""
         self._others &= pids
         for pid in self.agents.keys() - pids:
             del self.agents[pid]
@@ -101,7 +105,11 @@ class Processes(Source):
     async def run(self, desk: Desk) -> None:
         while True:
             began = now_ns()
-            await asyncio.to_thread(self.table.sweep)
+            pids = set(psutil.pids())
+            if self.table.unknown(pids):
+                await asyncio.to_thread(self.table.sweep, pids)
+            else:
+                self.table.sweep(pids)
             desk.take_agents(dict(self.table.agents))
             self._tell(desk, Stamp(began, now_ns(), CLOCK))
             if time.monotonic() >= self._ports_at:
@@ -109,7 +117,7 @@ class Processes(Source):
                 await self._tell_ports(desk)
             self.looked()
             self.fares("running")
-            await asyncio.sleep(SWEEP_S)
+            await tick(SWEEP_S)
 
     async def _tell_ports(self, desk: Desk) -> None:
         began, at_ms = now_ns(), wall_ms()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import shutil
 from collections.abc import Iterable
 from typing import ClassVar, Final, NamedTuple
@@ -10,6 +11,7 @@ from typing import ClassVar, Final, NamedTuple
 from pipeline.catalog import CatalogUnavailable, Observed
 from pipeline.domain.model import LEASED, Stamp
 from pipeline.runtime.clock import CLOCK, now_ns, wall_ms
+from pipeline.runtime.tick import tick
 from pipeline.sources.desk import Desk, Source, Where
 
 EVERY_S: Final = 5.0
@@ -40,6 +42,12 @@ def panes(listing: str) -> list[Pane]:
     return found
 
 
+def socket() -> str:
+    """Where the server listens that tmux would ask: nothing there, nobody to ask."""
+    given = os.environ.get("TMUX", "").partition(",")[0]
+    return given or f"{os.environ.get('TMUX_TMPDIR') or '/tmp'}/tmux-{os.getuid()}/default"  # noqa: S108
+
+
 class Tmux(Source):
     name: ClassVar[str] = "tmux"
 
@@ -55,14 +63,15 @@ class Tmux(Source):
                 await asyncio.sleep(NONE_S)
                 continue
             began = now_ns()
-            listing = await self._list(program)
+            there = os.path.exists(socket())
+            listing = await self._list(program) if there else None
             if listing is None:
                 self.fares("idle", "no tmux server runs")
             else:
                 self.fares("running")
             await self._tell(desk, panes(listing or ""), Stamp(began, now_ns(), CLOCK))
             self.looked()
-            await asyncio.sleep(EVERY_S if listing is not None else NONE_S)
+            await tick(NONE_S if there and listing is None else EVERY_S)
 
     async def _list(self, program: str) -> str | None:
         """``None``: no server runs. Raises `OSError` if tmux does not answer as it should."""

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 
 from pipeline.catalog.ids import worktree_id
@@ -269,10 +270,10 @@ def test_an_agent_of_which_only_the_process_is_seen_is_there_and_then_is_not(
 def test_a_process_is_looked_at_once(monkeypatch) -> None:
     table, looked = Table(), []
     monkeypatch.setattr("pipeline.sources.processes._look", looked.append)
-    table.sweep()
+    table.sweep(set(psutil.pids()))
     first = len(looked)
     assert first > 0
-    table.sweep()
+    table.sweep(set(psutil.pids()))
     assert len(looked) - first < first  # only what has come meanwhile
 
 

@@ -1,5 +1,6 @@
 """The catalog under faults: several processes at once, locks, and files that go away or are replaced."""
 
+import asyncio
 import os
 import shutil
 import sqlite3
@@ -14,6 +15,7 @@ import structlog
 from gateway.ingest import Recorder
 from pipeline import catalog as catalogs
 from pipeline.catalog import CatalogUnavailable, ChangeWatch, Observed, Worktree, database
+from pipeline.catalog import watch as watching
 from pipeline.catalog.ids import worktree_id
 from pipeline.domain.model import Stamp
 from pipeline.runtime.settings import Database as DatabaseSettings
@@ -193,6 +195,76 @@ def test_a_quiet_watch_needs_no_check_until_somebody_writes(catalog, watch, path
     catalog.add_project("/srv/elsewhere", 1)
     assert not watch.quiet()
     assert watch.check() == "changed"
+
+
+def settled(watch, path):
+    """As if the last write were long ago."""
+    for file in (path, Path(f"{path}-wal")):
+        if file.exists():
+            os.utime(file, ns=(0, 0))
+    watch.check()
+    assert watch.quiet()
+
+
+async def test_a_watch_at_rest_is_ended_by_a_write_and_not_by_looking(catalog, watch, path, monkeypatch):
+    looks = []
+    settled(watch, path)
+    watch.stir()
+    await watch.rest(0.01)  # from here on the kernel tells
+    trace = watching._trace
+    monkeypatch.setattr(watching, "_trace", lambda file: (looks.append(file), trace(file))[1])
+    monkeypatch.setattr(watching, "TRUST_S", 3600.0)
+    resting = asyncio.create_task(watch.rest(0.01))
+    await asyncio.sleep(0.1)  # ten polls, were there any
+    assert not resting.done()
+    assert len(looks) == 2
+    catalog.add_project("/srv/elsewhere", 1)
+    async with asyncio.timeout(20):
+        await resting
+    assert watch.check() == "changed"
+
+
+async def test_a_write_between_two_rests_ends_the_second_at_once(catalog, watch, path, monkeypatch):
+    settled(watch, path)
+    watch.stir()
+    await watch.rest(0.01)
+    monkeypatch.setattr(watching, "TRUST_S", 3600.0)
+    catalog.add_project("/srv/elsewhere", 1)
+    settled(watch, path)  # so that no stat gives it away
+    async with asyncio.timeout(20):
+        await watch.rest(3600)
+
+
+async def test_what_lies_beside_the_database_ends_no_rest(catalog, watch, path, monkeypatch):
+    settled(watch, path)
+    watch.stir()
+    await watch.rest(0.01)
+    monkeypatch.setattr(watching, "TRUST_S", 3600.0)
+    resting = asyncio.create_task(watch.rest(3600))
+    await asyncio.sleep(0.05)
+    (path.parent / "token").write_text("x")
+    await asyncio.sleep(0.1)
+    assert not resting.done()
+    watch.stir()
+    async with asyncio.timeout(20):
+        await resting
+
+
+async def test_where_the_kernel_tells_nothing_a_rest_is_a_poll(catalog, watch, path, monkeypatch):
+    monkeypatch.setattr(watching, "Touches", refused)
+    settled(watch, path)
+    async with asyncio.timeout(20):
+        await watch.rest(0.01)
+
+
+async def test_a_rest_before_something_that_is_due_soon_is_a_poll(catalog, watch, path):
+    settled(watch, path)
+    async with asyncio.timeout(watching.TRUST_S / 2):
+        await watch.rest(0.01, 1.0)
+
+
+def refused(_: Path) -> None:
+    raise OSError(24, "no more watches")
 
 
 def test_a_watch_of_what_cannot_be_read_is_never_quiet(catalog, watch, path):
