@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import os
+from bisect import bisect_left
 from collections import OrderedDict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
@@ -216,11 +217,8 @@ class View:
         tree = self._tree(parent)
         if tree is None:
             return None
-        try:
-            found = tree[os.fsdecode(name)]
-        except KeyError:
-            return None
-        return Blob(int(found.filemode), str(found.id))
+        found = _named(tree, name)
+        return None if found is None else Blob(int(found.filemode), str(found.id))
 
     def _tree(self, path: bytes) -> Any:
         if path in self._trees:
@@ -250,6 +248,23 @@ class View:
                 if len(found) + len(rest) > most:
                     return None
         return found
+
+
+def _named(tree: pygit2.Tree, name: bytes) -> Any:
+    """What a tree has under this name; ``None`` if there is nothing.
+
+    Asked by name itself, pygit2 keeps the name for ever (1.21). Entries are in order, with a slash after directories.
+    """
+    for wanted in (name, name + b"/"):
+        at = bisect_left(range(len(tree)), wanted, key=lambda place: _sorted_as(tree[place]))
+        if at < len(tree) and (found := tree[at]).raw_name == name:
+            return found
+    return None
+
+
+def _sorted_as(entry: Any) -> bytes:
+    name: bytes = entry.raw_name
+    return name + b"/" if entry.filemode == TREE else name
 
 
 # ── lines ────────────────────────────────────────────────────────────────────────────────────────

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import subprocess
@@ -27,7 +28,13 @@ from tests.oracle import changed, expected, job_for, snapshot
 from workers import look as engine
 from workers.files import SETTLED_NS
 from workers.git import GitError, Looker, Seen
+from workers.numstat import Blob
+from workers.objects import Objects
 from workers.worker import Worker
+
+MANY = 1000
+WORKTREES, LOOKS = 8, 6
+BLOCKS_EACH = 20  # a lineage by the commit is remembered, which is bounded
 
 pytestmark = [pytest.mark.timeout(60), pytest.mark.usefixtures("closed_user_config")]
 
@@ -375,6 +382,56 @@ def test_tables_are_bounded_and_the_longest_unused_goes_first(worktree: Path, tm
     assert looker.look(job_for(others[2], full=False)).scoped
     assert looker.look(job_for(others[0], full=False)).why == "no table"
     assert looker.look(job_for(others[2], full=False)).scoped
+
+
+def test_what_is_looked_up_in_a_commit_is_found_whatever_stands_beside_it(tmp_path: Path) -> None:
+    names = ["a", "a-b", "a.b", "a0", "ab/c", "ab-", "ab.d/e", "ab0", "b", "z/y/x"]
+    repo = make_repo(tmp_path / "repo", {name: name for name in names})
+    objects = Objects(repo / ".git", {})
+    view = objects.at(git(repo, "rev-parse", "HEAD"))
+    told = [line.split() for line in git(repo, "ls-tree", "-r", "-t", "HEAD").splitlines()]
+    assert len(told) == len(names) + 4
+    known = {name: Blob(int(mode, 8), id_) for mode, _, id_, name in told}
+    for name in known:
+        for asked in (name, name + "0", name + "-", name[:-1] + "_", name + "/x", "0", "zz"):
+            assert view.get(asked.encode()) == known.get(asked), asked
+
+
+def test_looking_up_names_in_a_commit_keeps_none_of_them_in_memory(worktree: Path) -> None:
+    """Counted in blocks of memory: tables that are bounded cannot bound what a library keeps for ever."""
+    view = Objects(resolve(worktree).common_dir, {}).at(git(worktree, "rev-parse", "HEAD"))
+
+    def look_up(count: int) -> int:
+        for number in range(count):
+            view._look_up(b"dir")
+            view._look_up(b"none %d" % number)
+        gc.collect()
+        return sys.getallocatedblocks()
+
+    before = look_up(10)
+    assert look_up(MANY) - before < MANY // 10
+
+
+def test_worktrees_that_come_and_go_leave_nothing_in_a_worker(tmp_path: Path) -> None:
+    """Blocks of memory that Python holds, full and scoped looks, commits among them."""
+    repo = make_repo(tmp_path / "repo", FILES)
+    looker = Looker(tmp_path / "cache")
+    held = []
+    for number in range(3 * WORKTREES):
+        path = add_worktree(repo, tmp_path / f"w{number}", f"w{number}")
+        for step in range(LOOKS):
+            write(path, {f"dir/new{step}.txt": f"{number}\n"})
+            looker.look(job_for(path, full=not step, paths=(b"dir/new%d.txt" % step,)))
+        commit(path, {})
+        looker.look(job_for(path, full=False))
+        git(repo, "worktree", "remove", "--force", path)
+        if number % WORKTREES == WORKTREES - 1:
+            looker._prune_at = 0.0
+            looker.look(job_for(repo))
+            gc.collect()
+            held.append(sys.getallocatedblocks())
+    assert (len(looker._known), len(looker._shadows), len(looker.configs._parsed)) == (1, 1, 1)
+    assert held[2] - held[1] < BLOCKS_EACH * WORKTREES, held
 
 
 def test_another_base_is_another_table(watched: Watched) -> None:
