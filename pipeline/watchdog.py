@@ -1,7 +1,8 @@
 """supervisord's event listener: it revives what supervisord gave up on, and restarts what runs but no longer beats.
 
 It judges by the boot clock, and not at all for a while after its own ticks came late: a host that slept, or was
-stopped, has silent processes that are well. Kept to the standard library, since it lives as long as the deployment.
+stopped, has silent processes that are well. For a sleep too short to be told from a tick, whoever is silent must have
+been so a tick before. Kept to the standard library, since it lives as long as the deployment.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from pipeline.runtime.supervisor import Fault, Unreachable, call, die_with_super
 
 NOTES = "watchdog.json"
 _TICK_NS = 5_000_000_000
+_BEATS_NS = 2_500_000_000  # who is well has beaten within this
 _KEPT_NOTES = 20
 
 
@@ -59,9 +61,9 @@ class Watch:
 
     def tick(self, now: int, beats: dict[str, Heard]) -> list[Order]:
         """What is due. ``beats`` are by process name. What is ordered once is ordered again after the same time."""
-        if now - self._last_tick > 2 * _TICK_NS:
+        last, self._last_tick = self._last_tick, now
+        if now - last > 2 * _TICK_NS:
             self._grace_until = now + self.silent_ns
-        self._last_tick = now
         orders = []
         for program, due in self.fatal.items():
             if now >= due:
@@ -73,7 +75,7 @@ class Watch:
             beat = beats.get(program.partition(":")[2])
             if beat is not None and beat.pid == pid and since < beat.boot_ns <= now:
                 since = beat.boot_ns
-            if now - since > self.silent_ns:
+            if now - since > self.silent_ns and last - since > _BEATS_NS:
                 orders.append(Order("kill", program, pid, f"no beat for {(now - since) / 1e9:.0f} s"))
                 since = now
             self.running[program] = (pid, since)

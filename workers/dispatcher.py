@@ -40,6 +40,7 @@ REREAD_S: Final = 60.0
 SETTLE_S: Final = 0.05
 AGAIN_S: Final = 2.0
 RESEND_S: Final = 0.2
+SLEPT_NS: Final = 3_000_000_000
 MAX_WHYS: Final = 32
 WATCHES_PER_REPOSITORY: Final = 6
 BUCKETS: Final = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10)
@@ -87,6 +88,7 @@ class Dispatcher:
         self._git_watch = GitWatch(self._git_changed, self._unseen, process.log)
         self._trees = Trees(git.max_watches, self, process.log)
         self._doubt = False
+        self._awake = now_ns()
         self._ingress = bus.Ingress(run_dir)
         self._tap = bus.Publisher(run_dir, "jobs-tap", bus.TAP_HIGH_WATER)
         self._workers = bus.JobsServer(run_dir, self._workers_say)
@@ -271,7 +273,7 @@ class Dispatcher:
         if self._closed:  # a watch may have had a last word
             return
         self._trees.drain()  # a job has all paths that changed before it was given out
-        now = now_ns()
+        now = self._now()
         for lease in self._table.assign(now):
             self._started += 1
             self._workers.send(lease.address, _job(lease, self._deadline_ms))
@@ -283,6 +285,14 @@ class Dispatcher:
         wakeup = self._table.next_wakeup(now)
         if wakeup is not None:
             self._timer = self._loop.call_later(max(MS, wakeup - now) / 1e9, self._pump)
+
+    def _now(self) -> int:
+        """This is read with each beat at least: if it was not, the host slept, or this process, and leases go on."""
+        now, before = now_ns(), self._awake
+        self._awake = now
+        if now - before > SLEPT_NS:
+            self._table.slept(now - before)
+        return now
 
     def _end_outstayed(self) -> None:
         """A worker that has not come to an end by now hangs in the kernel. It is ended, for another to be started, and
@@ -416,6 +426,7 @@ class Dispatcher:
     # ── what is there to see ─────────────────────────────────────────────────────────────────────
 
     def _show(self) -> None:
+        self._now()
         self._note_interest()
         self._complain()
         table, failing = self._table, self._table.failing()

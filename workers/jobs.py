@@ -356,6 +356,13 @@ class Table:
         if worker is not None and worker.lease is not None:
             self._give_back(worker.lease, why, now)
 
+    def slept(self, ns: int) -> None:
+        """For so long nobody could work, or be heard."""
+        for lease in self._leases.values():
+            lease.until_ns += ns
+        for worker in self._workers.values():
+            worker.heard_ns += ns
+
     def expire(self, now: int) -> None:
         """End the leases that are over, and forget the workers that are not heard of."""
         for lease in [lease for lease in self._leases.values() if lease.until_ns <= now]:

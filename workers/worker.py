@@ -98,7 +98,9 @@ class Worker:
         figures = self._process.figures
         figures["job"] = job.workspace
         looking = self._look.at(job, self._process.name)
-        await asyncio.wait((looking,), timeout=job.deadline_ms / 1000 + HUNG_S)
+        await asyncio.wait((looking,), timeout=job.deadline_ms / 1000 + HUNG_S / 2)
+        if not looking.done():  # and no more either if this process was stopped, and the time was over as it went on
+            await asyncio.wait((looking,), timeout=HUNG_S / 2)
         done = looking.result() if looking.done() else self._leave_behind(job)
         figures["job"] = ""
         self._count(job, done)

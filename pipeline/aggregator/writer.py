@@ -17,6 +17,7 @@ from pipeline.domain.store import Store
 
 INTEREST_NS: Final = 30_000_000_000
 LEASE_NS: Final = 15_000_000_000
+SLEPT_NS: Final = 3_000_000_000  # a beat that comes so late was held up, with the host or alone
 CENSUS_AGAIN: Final = wire.Relook("*", "*")
 
 
@@ -50,7 +51,7 @@ class Writer:
         self._published: dict[str, int] = {}
         self._interest: dict[str, tuple[int, frozenset[str]]] = {}
         self._beats = 0
-        self._alive_ns = now_ns()  # whoever is there has this long to say so
+        self._alive_ns = self._beat_ns = now_ns()  # whoever is there has this long to say so
 
     # ── the queue ────────────────────────────────────────────────────────────────────────────────
 
@@ -139,7 +140,11 @@ class Writer:
     def beat(self) -> wire.Heartbeat:
         """Each second: every project's head. It follows the deltas in one stream, so it shows a lost last one."""
         self._beats += 1
-        if self._now_ns() - self._alive_ns > LEASE_NS and self.store.lease(False, self._wall_ms()):
+        now, before = self._now_ns(), self._beat_ns
+        self._beat_ns = now
+        if now - before > SLEPT_NS:
+            self._alive_ns += now - before  # as long as this stood still, nobody could be heard
+        if now - self._alive_ns > LEASE_NS and self.store.lease(False, self._wall_ms()):
             self.publish()
         heads = {
             project: wire.Head(

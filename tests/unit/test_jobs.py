@@ -216,6 +216,18 @@ def test_a_lease_that_is_outstayed_goes_to_another_worker() -> None:
     assert bench.only().address != lease.address
 
 
+def test_a_host_that_slept_costs_no_worker_its_job_and_no_idle_one_its_place() -> None:
+    bench = Bench("a", workers=2)
+    lease = bench.only()
+    bench.now += 3600 * S
+    bench.table.slept(3600 * S)
+    assert bench.assign() == []
+    assert (bench.table.outstayed, bench.table.workers, bench.table.running) == ([], 2, 1)
+    bench.now = lease.until_ns
+    bench.assign()
+    assert bench.table.outstayed == [lease.address], "awake it has as long as any"
+
+
 def test_a_job_that_never_reached_its_worker_is_given_out_again() -> None:
     bench = Bench("a")
     lease = bench.only()

@@ -69,6 +69,21 @@ def test_after_late_ticks_nobody_is_judged_until_all_had_time_to_beat(watch: Wat
     assert ticks(watch, 3620, 3620, slept) == [(3620, "kill", "worker:worker-0", 7)]
 
 
+@pytest.mark.parametrize("slept", [4, 5, 9])
+def test_a_sleep_that_is_too_short_to_be_noticed_ends_nobody(slept: int) -> None:
+    """Of those who may be silent only for a short time: at the next tick they look silent, and they are well."""
+    watch = Watch(silent_s=3, revive_s=REVIVE, now=0)
+    watch.state("worker:worker-0", "RUNNING", 7, now=0)
+    for at in range(5, 20, TICK):
+        assert watch.tick(at * S, {"worker-0": Heard(7, at * S - S)}) == []
+    woke = 15 + max(slept, TICK)
+    assert watch.tick(woke * S, {"worker-0": Heard(7, 15 * S)}) == []
+    assert watch.tick((woke + TICK) * S, {"worker-0": Heard(7, (woke + TICK - 1) * S)}) == []
+    assert ticks(watch, woke + 2 * TICK, woke + 3 * TICK, {})[:1] == [
+        (woke + 3 * TICK, "kill", "worker:worker-0", 7)
+    ], "who stays silent is ended"
+
+
 def test_a_restarted_process_has_its_time_from_the_restart(watch: Watch) -> None:
     ticks(watch, 0, 20, {})
     watch.state("worker:worker-0", "RUNNING", 8, now=21 * S)
