@@ -84,7 +84,6 @@ class Recorder:
 
     def __init__(self, settings: Settings, log: FilteringBoundLogger) -> None:
         self.state = "ok"
-        self._unreadable = False
         self.accepted = 0
         self.refused = 0
         self.commits = 0
@@ -142,16 +141,16 @@ class Recorder:
             return self._catalog
 
     def check(self) -> None:
-        """See whether the catalog can be read; in a thread. That it cannot be written to, only a write can tell."""
+        """See whether the catalog can be read, and, once it could not be used, whether it can again; in a thread."""
         try:
-            self.open().answers()
+            store = self.open()
+            store.answers()
+            if self.state != "ok":
+                store.try_writing()
         except CatalogUnavailable as error:
-            self._unreadable = True
             self._mark("degraded", error)
         else:
-            if self._unreadable:
-                self._mark("ok")
-            self._unreadable = False
+            self._mark("ok")
 
     # ── in the thread ────────────────────────────────────────────────────────────────────────────
 
@@ -172,7 +171,6 @@ class Recorder:
             except Exception as error:
                 if isinstance(error, CatalogUnavailable):
                     self._mark("degraded", error)
-                    self.check()  # if it cannot be read either, whoever can read it again knows that it is back
                 else:
                     self._log.error("events not recorded", exc_info=error)
                 for batch in batches:

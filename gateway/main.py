@@ -129,7 +129,7 @@ def writer(process: Process) -> Send:
 
 
 async def checking(recorder: Recorder) -> None:
-    """See again and again whether the catalog can be read: with no events nobody else would notice."""
+    """See again and again whether the catalog can be used: with no events nobody else would notice."""
     while True:
         await asyncio.to_thread(recorder.check)
         await tick(CHECK_S)

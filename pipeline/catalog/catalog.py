@@ -9,9 +9,9 @@ import os
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Literal
 
-from sqlalchemy import Engine
+from sqlalchemy import Engine, update
 
-from pipeline.catalog import migrate, projects, record, retention, tokens, workspaces, worktrees
+from pipeline.catalog import migrate, projects, record, retention, tables, tokens, workspaces, worktrees
 from pipeline.catalog.database import Database
 from pipeline.catalog.projects import Added, Project
 from pipeline.catalog.record import Observed
@@ -193,6 +193,11 @@ class Catalog:
         """End a token; see `tokens.revoke_token`."""
         with self.database.write() as tx:
             return tokens.revoke_token(tx, id_or_name, at_ms)
+
+    def try_writing(self) -> None:
+        """Commit a change that changes nothing. That it can be written to, only a write can tell."""
+        with self.database.write() as tx:
+            tx.execute(update(tables.meta).values(value=tables.meta.c.value))
 
     def note_token_use(self, used: Mapping[str, int]) -> None:
         """When tokens were used last."""
