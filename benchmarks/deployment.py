@@ -60,10 +60,10 @@ def deployment(settings: Settings, *projects: Path, **environment: str) -> Itera
     env = {**os.environ, **environment}
     env.pop("PYTHONDONTWRITEBYTECODE", None)  # compiling at each start would be measured as memory and time
     up = [*run, "up", *where, "--port", "0", "-d", *map(str, projects)]
-    done = subprocess.run(up, env=env, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise RuntimeError(f"treewire up failed:\n{done.stdout}{done.stderr}")
     try:
+        done = subprocess.run(up, env=env, capture_output=True, text=True, check=False)
+        if done.returncode:  # it may go on trying
+            raise RuntimeError(f"treewire up failed:\n{done.stdout}{done.stderr}")
         yield settings.url_path.read_text().strip()
     finally:
         subprocess.run([*run, "down", *where], env=env, capture_output=True, check=False)

@@ -2,6 +2,7 @@
 
 prefix consistency    whoever is at version v of an epoch holds exactly what was published as v
 monotonic versions    within an epoch nobody goes back
+no mass delete        not everything leaves at once, unless it was archived
 no resurrection       an incarnation that was archived before an epoch, or buried in it, is not shown again
 no regression         a counter that only grows at its source never shrinks on a screen within one epoch
 convergence           after quiet everybody holds the truth, and has proven it
@@ -86,6 +87,11 @@ class Graves:
 
     def end(self, workspace: str, incarnation: int, at: int) -> None:
         self._ended.setdefault((workspace, incarnation), at)
+
+    def left(self, before: set[tuple[str, int]], after: set[tuple[str, int]]) -> None:
+        """From one state to the next: a reading that finds nothing at all is not believed at once."""
+        if before and not before & after and not before <= self._ended.keys():
+            raise Violation(f"everything left at once ({before}), and nobody had archived it")
 
     def check(self, began: int, workspace: str, incarnation: int) -> None:
         """Of an epoch that began then."""

@@ -14,6 +14,7 @@ import sys
 from tests.faults.campaign import campaign
 from tests.faults.inject import NAMES
 from tests.faults.report import as_json, table
+from tests.faults.wall import NoCompiler
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -29,7 +30,10 @@ def main(arguments: list[str] | None = None) -> int:
         if given.trace or not line.startswith(" "):
             print(line, file=sys.stderr, flush=True)
 
-    outcome = campaign(given.faults, given.seed, given.only, say)
+    try:
+        outcome = campaign(given.faults, given.seed, given.only, say)
+    except NoCompiler as why:
+        parser.error(str(why))
     print(json.dumps(as_json(outcome), indent=2) if given.json else table(outcome))
     return 0 if outcome.well else 1
 

@@ -24,13 +24,16 @@ from typing import Any, Final, NamedTuple
 import aiohttp
 
 from pipeline import bus
+from pipeline.cli.deployment import members
 from pipeline.runtime.beat import read_beats
 from pipeline.runtime.settings import Settings
+from pipeline.runtime.supervisor import Unreachable
 from tests.faults.inject import FAULTS, LASTING, PARTS, Fault, Proxy, Stage, draw_wave, hung
 from tests.faults.load import PROJECTS, Load, Refused, Tree, told
 from tests.faults.record import Costs, CrowdProcess, Listener, Taps
 from tests.faults.screens import Crowd, Screen
 from tests.faults.validate import Judge
+from tests.faults.wall import Wall
 from tests.validators import Violation, converged
 from tests.world import environment, free_ports
 
@@ -56,6 +59,7 @@ every_s = 20
 [supervisor]
 silent_s = 12
 revive_s = 3
+ready_s = 120
 """
 CLIENTS: Final = 100
 CROWDS: Final = 2
@@ -132,8 +136,10 @@ class Campaign:
         self.convergence_s: list[float] = []
         self.latency_s: dict[str, list[float]] = {"without": [], "while git hangs": []}
         self.done: dict[str, int] = {}
+        self.wall = Wall(folder)
         self._rounds = itertools.count(1)
         self._env = {**environment(), "CLAUDE_CONFIG_DIR": str(folder), "CODEX_HOME": str(folder)}
+        self._env |= self.wall.environment
 
     # ── the deployment ───────────────────────────────────────────────────────────────────────────
 
@@ -192,7 +198,7 @@ class Campaign:
                 for number, url in enumerate(self.urls)
             ]
             self.crowds = crowds
-            self.stage = Stage(self.settings, self.load, taps, crowds, proxy, self.draw, self.up, set())
+            self.stage = Stage(self.settings, self.load, taps, crowds, proxy, self.draw, self.up, set(), self.wall)
             self.costs = Costs(self.settings)
             async with aiohttp.ClientSession() as http:
                 bearer = {"Authorization": f"Bearer {operator}"}
@@ -241,9 +247,7 @@ class Campaign:
         self.costs.sample()
         done, waves = 0, 0
         while done < faults:
-            wave = draw_wave(self.draw, faults - done, among)
-            await self.wave(wave)
-            done += len(wave)
+            done += await self.wave(draw_wave(self.draw, faults - done, among))
             waves += 1
             for task in self.tasks:
                 if task.done():
@@ -253,6 +257,7 @@ class Campaign:
             self.say(self.progress(done, faults))
         await self.quiet()
         await self.latencies()
+        await self.well()
         self.judge.settle()
         self.costs.sample()
         for name, (mb, descriptors) in self.costs.peak.items():
@@ -267,17 +272,22 @@ class Campaign:
             f"{checked['states']:,} states and {checked['copies']:,} copies judged"
         )
 
-    async def wave(self, wave: list[Fault]) -> None:
-        """The clock of recovery starts when the last of the lasting faults is over, whatever else still comes."""
+    async def wave(self, wave: list[Fault]) -> int:
+        """How many of them found something to break.
+
+        The clock of recovery starts when the last of the lasting faults is over, whatever else still comes.
+        """
         self.judge.during = tuple(sorted({fault.name for fault in wave}))
         lasting = [fault for fault in wave if fault.part in LASTING] or wave
         ends: dict[Fault, float] = {}
+        void: set[Fault] = set()
 
         async def one(fault: Fault) -> None:
             if len(wave) > 1:
                 await asyncio.sleep(self.draw.uniform(0, START_S))
             self.say(f"  {fault.name} {fault.target}")
-            await fault.do(self.stage)
+            if await fault.do(self.stage) is False:
+                void.add(fault)
             ends[fault] = time.monotonic()
 
         async with asyncio.TaskGroup() as group:
@@ -285,11 +295,13 @@ class Campaign:
             await asyncio.wait([tasks[fault] for fault in lasting])
             over = max(ends.get(fault, 0) for fault in lasting)
             synced, measured = await self.settled(" and ".join(self.judge.during), over)
-        for fault in wave:
+        real = [fault for fault in wave if fault not in void]
+        for fault in real:
             self.done[fault.name] = self.done.get(fault.name, 0) + 1
             if fault in lasting and ends[fault] >= over - LAST_S:
                 self.recoveries.append(Recovery(fault.name, synced, measured))
         self.judge.during = ()
+        return len(real)
 
     async def settled(self, after: str, over: float = 0.0) -> tuple[float, float]:
         """Seconds from `over` until all is well, and until git's numbers are, too."""
@@ -325,6 +337,18 @@ class Campaign:
             with contextlib.suppress(asyncio.CancelledError):
                 await posts
         return synced, measured
+
+    async def well(self) -> None:
+        """In the end every process is, as `treewire status` has it; the watchdog too."""
+        deadline, ill = time.monotonic() + PATIENCE_S, ["supervisord does not answer"]
+        while time.monotonic() < deadline:
+            with contextlib.suppress(Unreachable):
+                found = await asyncio.to_thread(members, self.settings)
+                ill = [f"{one.name} is {one.state}" for one in found if not one.well]
+                if not ill:
+                    return
+            await asyncio.sleep(0.2)
+        self.judge.violated("recovery", f"{PATIENCE_S:g} s after the end not all is well: {', '.join(ill)}")
 
     def _screens(self) -> Iterator[Screen]:
         for probe in self.probes:

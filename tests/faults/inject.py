@@ -1,7 +1,7 @@
 """The faults: each a coroutine that breaks something, waits a while where that is its kind, and mends it again.
 
-What cannot be done to real processes without being root is left to the simulation and to tests of their own: steps of
-the clock, suspension, a dead mount.
+One that finds nothing to break says so by ``False``, and does not count. What cannot be done to real processes without
+being root is left to tests of their own: a dead mount, a full file system.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ import sqlite3
 import struct
 import subprocess
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypeAlias
 
 import zmq
 from msgspec.structs import replace
@@ -28,6 +28,7 @@ from pipeline import bus, wire
 from pipeline.runtime.settings import Settings
 from tests.faults.load import Load
 from tests.faults.record import CrowdProcess, Taps, processes
+from tests.faults.wall import HOUR_S, Wall
 
 FLOOD: Final = 4000
 UNTRACKED: Final = 3000
@@ -35,6 +36,9 @@ LOOP_S: Final = 8.0
 SHRUNK_S: Final = 1.0
 CENSUS_S: Final = 30.0
 LONGEST_STOP_S: Final = 10.0
+LONGEST_SLEEP_S: Final = 15.0
+
+Does: TypeAlias = Callable[["Stage"], Awaitable[bool | None]]
 
 
 class Proxy:
@@ -92,14 +96,17 @@ class Stage(NamedTuple):
     draw: random.Random
     up: Callable[[], Awaitable[None]]
     killed: set[int]  # who shall not be taken for alive
+    wall: Wall
 
     def pid(self, name: str) -> int:
         return processes(self.settings).get(name, 0)
 
-    def kill(self, name: str) -> None:
+    def kill(self, name: str) -> bool:
         pid = self.pid(name)
-        if _signal(pid, signal.SIGKILL):
+        killed = _signal(pid, signal.SIGKILL)
+        if killed:
             self.killed.add(pid)
+        return killed
 
     @property
     def database(self) -> Path:
@@ -118,30 +125,47 @@ def _signal(pid: int, number: signal.Signals) -> bool:
 # ── processes ────────────────────────────────────────────────────────────────────────────────────
 
 
-def kill(name: str) -> Callable[[Stage], Awaitable[None]]:
-    async def do(stage: Stage) -> None:
-        stage.kill(name)
+def kill(name: str) -> Does:
+    async def do(stage: Stage) -> bool:
+        return stage.kill(name)
 
     return do
 
 
-def stop(name: str) -> Callable[[Stage], Awaitable[None]]:
+def stop(name: str) -> Does:
     """For a while; the watchdog may end it sooner."""
 
-    async def do(stage: Stage) -> None:
-        pid = stage.pid(name)
-        if _signal(pid, signal.SIGSTOP):
-            try:
-                await asyncio.sleep(min(LONGEST_STOP_S, 0.2 + stage.draw.expovariate(0.6)))
-            finally:
-                _signal(pid, signal.SIGCONT)
+    async def do(stage: Stage) -> bool:
+        return await _stopped([stage.pid(name)], min(LONGEST_STOP_S, 0.2 + stage.draw.expovariate(0.6)))
 
     return do
 
 
-async def kill_workers(stage: Stage) -> None:
-    for number in range(stage.settings.git.workers):
-        stage.kill(f"worker-{number}")
+async def _stopped(pids: Iterable[int], seconds: float) -> bool:
+    stopped = [pid for pid in pids if _signal(pid, signal.SIGSTOP)]
+    try:
+        await asyncio.sleep(seconds if stopped else 0)
+    finally:
+        for pid in stopped:
+            _signal(pid, signal.SIGCONT)
+    return bool(stopped)
+
+
+async def suspended(stage: Stage) -> bool:
+    """All of it stands still for a while, those who supervise first, as on a host that sleeps."""
+    found = processes(stage.settings)
+    order = sorted(found, key=lambda name: name not in ("watchdog", "supervisord"))
+    return await _stopped([found[name] for name in order], stage.draw.uniform(1, LONGEST_SLEEP_S))
+
+
+async def kill_workers(stage: Stage) -> bool:
+    killed = [stage.kill(f"worker-{number}") for number in range(stage.settings.git.workers)]
+    return any(killed)
+
+
+async def wall_clock(stage: Stage) -> None:
+    """Everybody's wall clock is an hour ahead, or back."""
+    stage.wall.step(stage.draw.choice((-HOUR_S, HOUR_S)))
 
 
 async def kill_supervisord(stage: Stage) -> None:
@@ -151,37 +175,42 @@ async def kill_supervisord(stage: Stage) -> None:
     await stage.up()
 
 
-async def crash_loop(stage: Stage) -> None:
+async def crash_loop(stage: Stage) -> bool:
     """Killed each time it has come up, until supervisord gives up on it."""
     name = stage.draw.choice(("reconciler", "sources", "dispatcher", "worker-0"))
-    over, last = time.monotonic() + LOOP_S, 0
+    over, last, killed = time.monotonic() + LOOP_S, 0, False
     while time.monotonic() < over:
         pid = stage.pid(name)
         if pid != last:
-            stage.kill(name)
+            killed = stage.kill(name) or killed
             last = pid
         await asyncio.sleep(0.1)
+    return killed
 
 
-async def _limited(stage: Stage, what: int, most: Callable[[int], int]) -> None:
+async def _limited(stage: Stage, what: int, most: Callable[[int], int]) -> bool:
     pid = stage.pid(f"gateway-{stage.draw.randrange(stage.settings.gateway.processes)}")
     if not pid:
-        return
-    with contextlib.suppress(ProcessLookupError):
+        return False
+    try:
         soft, hard = resource.prlimit(pid, what)
         resource.prlimit(pid, what, (most(pid), hard))
-        await asyncio.sleep(stage.draw.uniform(0.3, 1.5))
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    await asyncio.sleep(stage.draw.uniform(0.3, 1.5))
+    with contextlib.suppress(ProcessLookupError):
         resource.prlimit(pid, what, (soft, hard))
+    return True
 
 
-async def no_descriptors(stage: Stage) -> None:
+async def no_descriptors(stage: Stage) -> bool:
     """A gateway may open nothing more."""
-    await _limited(stage, resource.RLIMIT_NOFILE, lambda pid: len(os.listdir(f"/proc/{pid}/fd")))
+    return await _limited(stage, resource.RLIMIT_NOFILE, lambda pid: len(os.listdir(f"/proc/{pid}/fd")))
 
 
-async def disk_full(stage: Stage) -> None:
+async def disk_full(stage: Stage) -> bool:
     """A gateway can write nothing to any file: as on a full disk, for it alone."""
-    await _limited(stage, resource.RLIMIT_FSIZE, lambda _: 0)
+    return await _limited(stage, resource.RLIMIT_FSIZE, lambda _: 0)
 
 
 # ── the bus ──────────────────────────────────────────────────────────────────────────────────────
@@ -223,7 +252,7 @@ async def bus_garbage(stage: Stage) -> None:
     await _push(stage, payloads)
 
 
-async def bus_flood(stage: Stage) -> None:
+async def bus_flood(stage: Stage) -> bool:
     """Many times the usual rate, of looks that nobody can place."""
     looks = [*stage.taps.looks][-100:]
     if looks:
@@ -232,19 +261,21 @@ async def bus_flood(stage: Stage) -> None:
             wire.encode(replace(look, workspace=f"{look.project}-stray", group="git", value=None)) for look in chosen
         ]
         await _push(stage, stray)
+    return bool(looks)
 
 
-async def replayed(stage: Stage) -> None:
+async def replayed(stage: Stage) -> bool:
     """Looks that were there already come again: doubled, late, and in another order."""
     looks = [*stage.taps.looks]
     chosen = stage.draw.sample(looks, min(400, len(looks)))
     await _push(stage, [wire.encode(look) for look in chosen + chosen[::3]])
+    return bool(chosen)
 
 
 # ── clients ──────────────────────────────────────────────────────────────────────────────────────
 
 
-def crowd(do: str, most: int) -> Callable[[Stage], Awaitable[None]]:
+def crowd(do: str, most: int) -> Does:
     async def act(stage: Stage) -> None:
         for one in stage.crowds:
             one.tell(do, count=stage.draw.randrange(1, most + 1), seconds=stage.draw.uniform(1, 8))
@@ -267,7 +298,7 @@ async def proxy_cuts(stage: Stage) -> None:
 # ── the database ─────────────────────────────────────────────────────────────────────────────────
 
 
-async def locked(stage: Stage) -> None:
+async def locked(stage: Stage) -> bool:
     held = await asyncio.to_thread(_exclusive, stage.database)
     if held is not None:
         try:
@@ -275,6 +306,7 @@ async def locked(stage: Stage) -> None:
         finally:
             held.rollback()
             held.close()
+    return held is not None
 
 
 def _exclusive(path: Path) -> sqlite3.Connection | None:
@@ -296,21 +328,22 @@ async def missing(stage: Stage) -> None:
         away.rename(stage.database)
 
 
-async def replaced(stage: Stage) -> None:
+async def replaced(stage: Stage) -> bool:
     """By a copy of itself, made while nobody could write."""
-    await asyncio.to_thread(_swap, stage.database)
+    return await asyncio.to_thread(_swap, stage.database)
 
 
-def _swap(path: Path) -> None:
+def _swap(path: Path) -> bool:
     held = _exclusive(path)
     if held is None:
-        return
+        return False
     try:
         copy = _copy(path)
         os.replace(copy, path)
     finally:
         held.rollback()
         held.close()
+    return True
 
 
 def _copy(path: Path) -> Path:
@@ -327,7 +360,7 @@ def _copy(path: Path) -> Path:
     return copy
 
 
-async def shrunk(stage: Stage) -> None:
+async def shrunk(stage: Stage) -> bool:
     """Most workspaces are gone from it for a moment, in which nobody reports anything."""
     path, judge = stage.database, stage.load.judge
     kept = path.with_suffix(".kept")
@@ -335,7 +368,7 @@ async def shrunk(stage: Stage) -> None:
     try:
         whole = await asyncio.to_thread(_exclusive, path)
         if whole is None:
-            return
+            return False
         os.replace(await asyncio.to_thread(_copy, path), kept)
         copy = await asyncio.to_thread(_copy, path)
         emptied = sqlite3.connect(copy)
@@ -357,6 +390,7 @@ async def shrunk(stage: Stage) -> None:
     finally:
         judge.keeps = False
         stage.load.busy.set()
+    return True
 
 
 # ── git ──────────────────────────────────────────────────────────────────────────────────────────
@@ -406,7 +440,7 @@ class Fault(NamedTuple):
     """`part`: at most so many of one part go on at once, see `AT_ONCE`. `alone`: with nothing else."""
 
     name: str
-    do: Callable[[Stage], Awaitable[None]]
+    do: Does
     weight: float
     part: str
     target: str = ""
@@ -415,7 +449,7 @@ class Fault(NamedTuple):
 
 PARTS: Final = ("aggregator", "gateway-0", "gateway-1", "dispatcher", "worker-0", "worker-1", "reconciler", "sources")
 LASTING: Final = ("process", "database", "git")
-AT_ONCE: Final = {"process": 2, "database": 1, "git": 1, "bus": 3, "clients": 4}
+AT_ONCE: Final = {"process": 2, "database": 1, "git": 1, "bus": 3, "clients": 4, "clock": 2}
 
 
 def _of(name: str) -> str:
@@ -427,6 +461,8 @@ FAULTS: Final[tuple[Fault, ...]] = (
     *(Fault(f"stop {_of(name)}", stop(name), 2 if name == "aggregator" else 1, "process", name) for name in PARTS),
     Fault("kill watchdog", kill("watchdog"), 0.5, "process", "watchdog"),
     Fault("kill all workers", kill_workers, 1, "process", "worker"),
+    Fault("all suspended", suspended, 0.6, "process", "all"),
+    Fault("wall clock", wall_clock, 1, "clock"),
     Fault("kill supervisord", kill_supervisord, 0.25, "process", "supervisord", alone=True),
     Fault("crash loop", crash_loop, 0.3, "process", "loop", alone=True),
     Fault("no descriptors", no_descriptors, 1, "process", "limits"),

@@ -175,9 +175,9 @@ class Load:
         if not tree.there:
             self._make(tree)
         elif what < 0.03:
+            self.truth.lives[tree.id] = 0  # before: from here on its files go
             git(tree.repository, "worktree", "remove", "--force", tree.path)
             tree.there = False
-            self.truth.lives[tree.id] = 0
             self.done["worktrees removed"] += 1
         elif what < 0.15:
             commit(tree.path)

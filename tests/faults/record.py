@@ -19,7 +19,7 @@ import msgspec
 import psutil
 
 from pipeline import bus, follow, wire
-from pipeline.cli.deployment import holder
+from pipeline.cli.deployment import holder, watchdog_notes
 from pipeline.domain.model import Look
 from pipeline.runtime.beat import read_beat, read_beats
 from pipeline.runtime.settings import Settings
@@ -216,7 +216,7 @@ class Costs:
 
 
 def processes(settings: Settings) -> dict[str, int]:
-    """By name, those that run as their beats say; supervisord too."""
-    found = {beat.name: beat.pid for beat in read_beats(settings.run_dir) if psutil.pid_exists(beat.pid)}
-    pid = holder(settings.run_dir)
-    return found if pid is None else {**found, "supervisord": pid}
+    """By name, those that run: as their beats say, and the two that have none."""
+    found = {beat.name: beat.pid for beat in read_beats(settings.run_dir)}
+    found |= {"watchdog": watchdog_notes(settings.run_dir).get("pid", 0), "supervisord": holder(settings.run_dir) or 0}
+    return {name: pid for name, pid in found.items() if pid and psutil.pid_exists(pid)}

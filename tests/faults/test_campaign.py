@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 
+from pipeline.runtime.settings import Settings
 from tests.faults import __main__ as command
+from tests.faults import inject
 from tests.faults.campaign import campaign
-from tests.faults.inject import AT_ONCE, FAULTS, NAMES, draw_wave
+from tests.faults.inject import AT_ONCE, FAULTS, NAMES, Stage, draw_wave
 from tests.faults.load import Load, told
 from tests.faults.report import as_json, percentile, table
 from tests.faults.screens import Crowd
 from tests.faults.validate import Judge, counters
+from tests.faults.wall import NO_COMPILER
 
 FAULTS_HERE = 12
 EVENTS = 24
@@ -26,6 +32,7 @@ NAME = "alpha-one-w0"
 
 
 @pytest.mark.timeout(300)
+@pytest.mark.skipif(not shutil.which("cc"), reason=NO_COMPILER)
 def test_a_dozen_faults_break_no_promise(tmp_path: Path) -> None:
     """S1, S3, S4, R1, O3: the whole deployment under supervisord, a hundred clients, real worktrees."""
     outcome = campaign(FAULTS_HERE, SEED, parent=tmp_path, events=EVENTS)
@@ -39,6 +46,7 @@ def test_a_dozen_faults_break_no_promise(tmp_path: Path) -> None:
     did = found["did"]
     assert did["states"] > 50
     assert did["copies"] > did["states"]
+    assert did["values"] > did["states"], "what was shown was compared with what was ever true"
     assert did["crowd's resumed"] > 0
     for when in ("without", "while git hangs"):
         assert found["event_s"][when]["n"] == EVENTS
@@ -79,7 +87,7 @@ def judge() -> Judge:
 
 def test_a_history_without_fault_is_well(judge: Judge) -> None:
     assert rules(judge) == []
-    assert judge.checked == {"states": 3, "entries": 2, "copies": 2}
+    assert judge.checked == {"states": 3, "entries": 2, "copies": 2, "values": 3}
 
 
 def test_a_copy_that_differs_from_what_was_published_is_noticed(judge: Judge) -> None:
@@ -138,6 +146,20 @@ def test_who_was_archived_before_an_epoch_and_is_shown_in_it_is_noticed(judge: J
 def test_a_workspace_of_another_project_is_noticed(judge: Judge) -> None:
     state(judge, 4, "h4", {"beta-one-w0": entry()})
     assert rules(judge) == ["truth"]
+
+
+def test_lines_that_vanish_are_noticed_unless_somebody_takes_the_worktree_away(judge: Judge) -> None:
+    state(judge, 4, "h4", {NAME: entry(title=1, git={"insertions": 0})})
+    assert rules(judge) == ["truth"]
+    judge.violations.clear()
+    state(judge, 5, "h5", {NAME: entry(title=1)})
+    assert rules(judge) == ["truth"], "a failed look makes no numbers, and takes none away"
+    judge.violations.clear()
+    judge.truth.lives[NAME] = 0
+    state(judge, 6, "h6", {NAME: entry(title=1, git={"insertions": 0})})
+    judge.truth.lives[NAME] = 2
+    state(judge, 7, "h7", {NAME: entry(title=1, made=2, git={"insertions": 0})})
+    assert rules(judge) == [], "one that was just made has none yet"
 
 
 def test_who_leaves_while_the_database_is_shrunk_is_noticed(judge: Judge) -> None:
@@ -244,6 +266,18 @@ def test_the_load_and_the_screens_speak_of_the_truth_in_the_same_words(tmp_path:
     assert told(shown, PROJECT) == load.true(PROJECT)
     load._write(tree, 2)
     assert told(shown, PROJECT) != load.true(PROJECT)
+
+
+async def test_a_fault_that_finds_nothing_to_break_says_so(tmp_path: Path) -> None:
+    settings = Settings.load(tmp_path, environ={})
+    settings.run_dir.mkdir(parents=True)
+    load, taps = SimpleNamespace(trees=[]), SimpleNamespace(looks=[])
+    stage = Stage(settings, load, taps, [], None, random.Random(1), None, set(), None)  # type: ignore[arg-type]
+    parts = "process", "bus"
+    quiet = [fault for fault in FAULTS if fault.part in parts and fault.name not in ("bus garbage", "kill supervisord")]
+    with patch.object(inject, "LOOP_S", 0.2):
+        for fault in quiet:
+            assert await fault.do(stage) is False, fault.name
 
 
 def test_percentiles_are_of_what_was_measured() -> None:

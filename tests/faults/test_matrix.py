@@ -7,7 +7,11 @@ import contextlib
 import os
 import re
 import resource
+import shutil
 import signal
+import subprocess
+import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
@@ -210,6 +214,11 @@ def test_while_nothing_can_be_written_to_disk_the_screens_go_on_and_events_are_r
                 other = await stack.enter_async_context(world.client())
                 await other.until(lambda c: counts(c) == 3)
 
+            async def usable() -> bool:
+                return (await world.json("readyz"))["parts"]["catalog"]["state"] == "ok"
+
+            await world.until(usable, "the gateway to notice by itself that it can write again")
+
             async def taken() -> bool:
                 return (await world.post(event("ready")))[0] == 202
 
@@ -219,6 +228,20 @@ def test_while_nothing_can_be_written_to_disk_the_screens_go_on_and_events_are_r
             assert all(child.process.poll() is None for child in (world.gateway, world.aggregator))
 
     runs(world, test)
+
+
+def test_a_home_whose_file_system_is_full_costs_what_has_to_be_written_and_nothing_else(tmp_path: Path) -> None:
+    """S7: all processes meet the real error, as a small file system has it. See `tests.faults.full`."""
+    home = tempfile.mkdtemp(prefix="tw-")
+    apart = ["--mount"] if os.geteuid() == 0 else ["--user", "--map-root-user", "--mount"]
+    command = [sys.executable, "-m", "tests.faults.full", home, str(tmp_path)]
+    try:
+        done = subprocess.run(["unshare", *apart, *command], cwd=ROOT, capture_output=True, text=True, timeout=220)
+    finally:
+        shutil.rmtree(home, ignore_errors=True)
+    if done.returncode and done.stderr.startswith(("unshare:", "mount:")):
+        pytest.skip(f"no file system can be mounted here: {done.stderr.splitlines()[0]}")
+    assert done.returncode == 0, done.stderr
 
 
 def test_without_descriptors_those_who_are_connected_go_on_and_others_come_in_when_there_are_some_again(

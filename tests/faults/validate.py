@@ -27,7 +27,7 @@ def counters(entry: dict[str, Any]) -> tuple[int, dict[str, int]]:
     if len(parts) == 2 and parts[1].count(".") == 1:  # "alpha-one-w3 17.2"
         found["life"] = int(parts[1].partition(".")[0])
     lines = (entry.get("git") or {}).get("insertions")
-    if lines:  # none at all: what a look sees that meets a worktree while git takes its files away
+    if lines:  # none at all: what a look sees that meets a worktree while git takes its files away; see `Judge`
         found["git"] = lines
     for group, field in (("run", "port"), ("pr", "number")):
         value = (entry.get(group) or {}).get(field)
@@ -62,11 +62,12 @@ class Truth:
     def ended(self, workspace: str, incarnation: int) -> None:
         self.graves.end(workspace, incarnation, time.clock_gettime_ns(time.CLOCK_BOOTTIME))
 
-    def check(self, workspace: str, what: str, value: int) -> None:
-        """Nothing is shown that was never so."""
+    def check(self, workspace: str, what: str, value: int) -> bool:
+        """Nothing is shown that was never so. Whether anything is known of it."""
         most = self.most.get((workspace, what))
         if most is not None and value > most:
             raise Violation(f"{what} of {workspace} is shown as {value}, and was never more than {most}")
+        return most is not None
 
 
 class Judge:
@@ -84,6 +85,7 @@ class Judge:
         self._span: dict[tuple[str, str], tuple[int, int]] = {}
         self._buried: dict[str, set[tuple[str, int]]] = {}
         self._shown: dict[tuple[str, str], int] = {}
+        self._lined: dict[tuple[str, str], int] = {}  # epoch and workspace → the incarnation that had lines
 
     def violated(self, rule: str, message: str) -> None:
         if len(self.violations) < KEPT:
@@ -141,7 +143,11 @@ class Judge:
             raise Violation(f"{workspace} is shown in {project}, where it does not belong")
         made, found = counters(entry)
         for what, value in found.items():
-            self.truth.check(workspace, what, value)
+            self.checked["values"] += self.truth.check(workspace, what, value)
+        if "git" in found:
+            self._lined[epoch, workspace] = made
+        elif made and self._lined.get((epoch, workspace)) == made == self.truth.lives.get(workspace):
+            raise Violation(f"{workspace}, incarnation {made}, is shown without its lines, and nobody takes it away")
         if made:
             self._shown[epoch, workspace] = made
             self.truth.graves.check(began, workspace, made)

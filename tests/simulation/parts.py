@@ -55,13 +55,14 @@ class Row:
 
 
 class Database:
-    """`version` counts the commits. `broken`: it cannot be read or written now."""
+    """`version` counts the commits. `broken`: it cannot be read or written now. `emptied`: the next reading of it
+    meets another file in its place, with nothing in it."""
 
     def __init__(self, clock: Clock) -> None:
         self.clock = clock
         self.rows: dict[str, Row] = {}
         self.version = 0
-        self.broken = False
+        self.broken = self.emptied = False
         self.slow = 0.0
         self.graves = Graves()
 
@@ -115,10 +116,12 @@ class Database:
 
     def census(self, began: int) -> Callable[[int], Census]:
         """What a transaction that begins now sees; the census is stamped once its reading has ended."""
+        emptied, self.emptied = self.emptied, False
+        self.version += emptied  # it was put back
         seen = [
             (row, group, value, revision)
             for row in self.rows.values()
-            if not row.archived
+            if not row.archived and not emptied
             for group, value, revision in (
                 ("life", row.life(), row.revision),
                 *((f"session:{id_}", Agent(state=state), rev) for id_, (state, rev) in row.sessions.items()),
@@ -202,11 +205,16 @@ class Aggregator(Part):
 
     def _admit(self) -> None:
         batch, self._batch = self._batch, []
+        before = self._shown()
         self.writer.take(batch)
+        self.graves.left(before, self._shown())
         self._buried |= {(name, one.incarnation) for name, one in self.store.tombstones.items() if one.final}
         for name, entry in self.store.entries.items():
             self.graves.check(self.began, name, entry.incarnation)
             not_buried(name, entry.incarnation, self._buried)
+
+    def _shown(self) -> set[tuple[str, int]]:
+        return {(name, entry.incarnation) for name, entry in self.store.entries.items()}
 
     def ask(self, query: bytes) -> bytes:
         return wire.encode(self.answers(wire.decode_query(query)))

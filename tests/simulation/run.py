@@ -52,7 +52,7 @@ class Run:
         clock.run(START + WORK_NS)
         clock.say("quiet")
         self.wires.quiet()
-        self.database.broken, self.database.slow = False, 0.0
+        self.database.broken, self.database.emptied, self.database.slow = False, False, 0.0
         for worker in self.dispatcher.workers:
             worker.fails = worker.hangs = 0.0
         for part in self.restartable:
@@ -127,6 +127,12 @@ class Run:
     def _pause(self) -> None:
         self.clock.random.choice(self.restartable).pause(self.clock.between(100 * MS, 4 * S))
 
+    def _suspend(self) -> None:
+        """The host sleeps: everybody stands still, and goes on in the same moment."""
+        for_ns = self.clock.between(S, 6 * S)
+        for part in (*self.restartable, *self.dispatcher.workers, *self.screens, self.ingest):
+            part.pause(for_ns)
+
     def _cut(self) -> None:
         self.clock.random.choice(self.screens).cut()
 
@@ -143,6 +149,14 @@ class Run:
         self.clock.say("the database is away")
         self.clock.after(self.clock.between(200 * MS, 2 * S), lambda: setattr(self.database, "broken", False))
 
+    def _database_emptied(self) -> None:
+        """Once in a run: an empty census that follows another one is believed."""
+        if self.done["database_emptied"] > 1:
+            return
+        self.database.emptied = True
+        self.database.version += 1
+        self.clock.say("the database is empty for a moment")
+
     def _git_ill(self) -> None:
         worker = self.clock.random.choice(self.dispatcher.workers)
         worker.fails, worker.hangs = self.clock.random.choice(((0.7, 0.0), (0.0, 0.7), (0.3, 0.3)))
@@ -158,8 +172,8 @@ class Run:
 
 
 FAULTS: Final[tuple[Callable[[Run], None], ...]] = (
-    Run._bad_wires, Run._bad_wires, Run._crash, Run._crash, Run._pause, Run._cut, Run._clock_step,
-    Run._database_stall, Run._database_away, Run._git_ill, Run._worker_crash,
+    Run._bad_wires, Run._bad_wires, Run._crash, Run._crash, Run._pause, Run._suspend, Run._cut, Run._clock_step,
+    Run._database_stall, Run._database_away, Run._database_emptied, Run._git_ill, Run._worker_crash,
 )  # fmt: skip
 
 

@@ -20,7 +20,7 @@ from tests.simulation.parts import counters
 from tests.simulation.run import run
 from tests.validators import Graves, Published, Violation, Watcher, bounded, converged
 
-SEEDS = int(os.environ.get("TREEWIRE_SEEDS", "10000"))
+SEEDS = int(os.environ.get("SIMULATION_SEEDS", "10000"))
 SHARES = 20
 
 
@@ -103,6 +103,7 @@ BUGS: dict[str, list[tuple[Any, str, Any]]] = {
     "an image that is late replaces a newer copy": [(Replica, "load", _hasty)],
     "a resync is not answered": [(Session, "_resync", lambda *_: None)],
     "a census buries nobody": [(store.Store, "_absent", lambda *_: [])],
+    "what an emptied database lacks is buried at once": [(store.Store, "_mass_delete", lambda *_: False)],
     "a new epoch is not told everything": [(Schedule, "ask", _deaf_to_epochs)],
 }
 
@@ -153,6 +154,10 @@ def test_each_validator_can_fail() -> None:
         watcher.check("e", 6, False, {"a": {**entry, "git": {"files": 2}}})
     graves = Graves()
     graves.end("a", 1, 10)
+    graves.left({("a", 1)}, set())
+    graves.left({("a", 1), ("b", 1)}, {("b", 1)})
+    with pytest.raises(Violation, match="nobody had archived"):
+        graves.left({("a", 1), ("b", 1)}, set())
     graves.check(10, "a", 1)
     with pytest.raises(Violation, match="is back"):
         graves.check(11, "a", 1)
