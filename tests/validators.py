@@ -89,7 +89,7 @@ class Graves:
         self._ended.setdefault((workspace, incarnation), at)
 
     def left(self, before: set[tuple[str, int]], after: set[tuple[str, int]]) -> None:
-        """From one state to the next: a reading that finds nothing at all is not believed at once."""
+        """By one census: a reading that finds nothing at all is not believed at once."""
         if before and not before & after and not before <= self._ended.keys():
             raise Violation(f"everything left at once ({before}), and nobody had archived it")
 

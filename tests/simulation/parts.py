@@ -25,7 +25,7 @@ from pipeline.aggregator.writer import Writer
 from pipeline.catalog import Target
 from pipeline.domain.model import Census, Git, Life, Look, Stamp
 from pipeline.domain.model import Session as Agent
-from pipeline.domain.store import Limits, Store
+from pipeline.domain.store import Limits, Store, Tally
 from pipeline.reconciler.census import Schedule
 from tests.simulation.clock import MS, Clock, Faults, Part, S, send
 from tests.validators import Graves, Published, Steps, Watcher, incarnation_of, not_buried
@@ -155,6 +155,18 @@ class _Feed:
         self._aggregator.publish(message)
 
 
+class _Store(Store):
+    """The real one; what a census takes away is judged."""
+
+    graves: Graves
+
+    def census(self, census: Census, wall_ms: int) -> Tally:
+        before = {(name, entry.incarnation) for name, entry in self.entries.items()}
+        tally = super().census(census, wall_ms)
+        self.graves.left(before, {(name, entry.incarnation) for name, entry in self.entries.items()})
+        return tally
+
+
 class Aggregator(Part):
     def __init__(self, clock: Clock, faults: Faults, graves: Graves) -> None:
         super().__init__(clock, "aggregator")
@@ -169,7 +181,8 @@ class Aggregator(Part):
     def begin(self) -> None:
         self.epochs += 1
         self.began = self.clock.now
-        self.store = Store(HERE, self.clock.now, Limits(max_entries=8, max_tombstones=4, max_sessions=4))
+        self.store = _Store(HERE, self.clock.now, Limits(max_entries=8, max_tombstones=4, max_sessions=4))
+        self.store.graves = self.graves
         self.epoch = f"e{self.epochs}"
         feed, tap = _Feed(self), _Feed(self)
         self.writer = Writer(self.store, self.epoch, feed, tap, lambda: self.clock.now, self.clock.wall_ms)
@@ -205,16 +218,11 @@ class Aggregator(Part):
 
     def _admit(self) -> None:
         batch, self._batch = self._batch, []
-        before = self._shown()
         self.writer.take(batch)
-        self.graves.left(before, self._shown())
         self._buried |= {(name, one.incarnation) for name, one in self.store.tombstones.items() if one.final}
         for name, entry in self.store.entries.items():
             self.graves.check(self.began, name, entry.incarnation)
             not_buried(name, entry.incarnation, self._buried)
-
-    def _shown(self) -> set[tuple[str, int]]:
-        return {(name, entry.incarnation) for name, entry in self.store.entries.items()}
 
     def ask(self, query: bytes) -> bytes:
         return wire.encode(self.answers(wire.decode_query(query)))
