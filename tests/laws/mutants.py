@@ -58,7 +58,7 @@ MUTANTS: Final = (
     Mutant("a lapsed lease means idle", "store", 'state="unknown", waiting_for', 'state="idle", waiting_for'),
     Mutant("a lapsed lease keeps the request", "store", 'state="unknown", waiting_for=None', 'state="unknown"'),
     Mutant("a lapsed lease revives who exited", "store", ' or value.state == "exited":', ":"),
-    Mutant("a look during the silence is shown", "store", "(shown := self._shown(look, value))", "(shown := value)"),
+    Mutant("a look during the silence is shown", "store", "value if self.heard else self._shown(look, value)", "value"),
     Mutant(
         "a lease never returns", "store", "        self.heard = heard\n", "        self.heard = heard and self.heard\n"
     ),
@@ -236,7 +236,7 @@ MUTANTS: Final = (
     Mutant(
         "history of groups that do not exist",
         "store",
-        "if entry is None or look.group not in entry.looks:",
+        "if entry is None or group not in entry.looks:",
         "if entry is None:",
     ),
     Mutant("entries unbounded", "store", "len(self.entries) >= self.limits.max_entries", "False"),
@@ -257,7 +257,7 @@ MUTANTS: Final = (
     Mutant(
         "status not re-derived",
         "store",
-        "if group in status.INPUTS or group.startswith(SESSION_PREFIX):",
+        "if group.startswith(SESSION_PREFIX) or group in status.INPUTS:",
         "if group in status.INPUTS:",
     ),
     Mutant("move between projects ignored", "store", "            if moved:", "            if False:"),
