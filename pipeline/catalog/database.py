@@ -2,7 +2,9 @@
 
 A SQLite file that was replaced or deleted keeps answering on the connections that hold it open. So every transaction
 first compares the file's device and inode, and starts over on new connections when they changed. The write-ahead log
-of the former file would then be taken for the new one's, and mix the two: it goes.
+of the former file would then be taken for the new one's, and mix the two: it goes. The last to let go of the former
+file takes the log along too, by its name, be it the new one's: whoever had that open writes what nobody reads. So the
+log's inode is compared as well, and who reads what makes no sense starts over too before it is believed.
 
 On a server, writers take one lock for their transaction, so that they follow each other as on SQLite and what they read
 stands; and they notify, which is a hint for `ChangeWatch`. A database there can only be replaced while nobody is
@@ -52,6 +54,8 @@ class Database:
         self._lock = threading.Lock()
         self._file: tuple[int, int] | None = None
         self._log: tuple[int, int] | None = None
+        self.holding: set[object] = set()  # whoever else in this process has the file open
+        self._senseless = False
         self._identity = ""
         self._fresh = False
 
@@ -65,6 +69,14 @@ class Database:
     def file(self) -> tuple[int, int] | None:
         """Device and inode of the database file; ``None`` if it is missing, or there is no such thing."""
         return None if self.path is None else _file(self.path)
+
+    def log(self) -> tuple[int, int] | None:
+        """The same of its write-ahead log."""
+        return None if self.path is None else _file(_beside(self.path, "-wal"))
+
+    def torn(self) -> bool:
+        """Whether what our connections have open may not be what others have."""
+        return self._senseless or (self._log is not None and self.log() != self._log)
 
     def exists(self) -> None:
         """Raises `CatalogUnavailable` if the file is missing. Of a server only a connection can tell."""
@@ -93,16 +105,16 @@ class Database:
         """A transaction that writes; it holds the writers' lock from its start, so that what it read stands."""
         with self.failures():
             self._current()
-            file = self._file
+            file, log = self._file, self._log
             with self.engine.connect() as connection:
                 connection = connection.execution_options(treewire_write=True)
                 with connection.begin():
                     self._same(connection)
-                    self._still(file)  # while it waited for the lock
+                    self._still(file, log)  # while it waited for the lock
                     if self.path is None:
                         connection.execute(_TAKE_TURN)
                     yield connection
-                    self._still(file)
+                    self._still(file, log)
                     if self.path is None:
                         connection.execute(_NOTIFY)
 
@@ -122,6 +134,8 @@ class Database:
         try:
             yield
         except (SQLAlchemyError, sqlite3.Error) as error:
+            if self.path is not None and any(sign in str(error) for sign in _SENSELESS):
+                self._senseless = True
             raise CatalogUnavailable(self._sentence(error)) from error
 
     def _current(self) -> str:
@@ -132,8 +146,8 @@ class Database:
             if not self._identity:
                 with self.engine.connect() as connection, connection.begin():
                     self._identity = self._admitted(connection)
-            if self.path is not None:
-                self._log = _file(_beside(self.path, "-wal"))
+            if self._log is None:
+                self._log = self.log()
             return self._identity
 
     def _connected(self) -> None:
@@ -152,9 +166,9 @@ class Database:
         if known and self._identity != known:
             raise self._replaced()
 
-    def _still(self, file: tuple[int, int] | None) -> None:
+    def _still(self, file: tuple[int, int] | None, log: tuple[int, int] | None) -> None:
         """What is written to a file that is gone is read by nobody."""
-        if self.path is not None and self.file() != file:
+        if self.path is not None and (self.file() != file or (log is not None and self.log() != log)):
             raise self._replaced()
 
     def _replaced(self) -> CatalogUnavailable:
@@ -162,7 +176,14 @@ class Database:
 
     def _settle(self) -> None:
         file = self.file()
-        if self.path is None or file is None or file == self._file:
+        if self.path is None or file is None:
+            return
+        if file == self._file:
+            if self.torn():
+                self.engine.dispose()
+                if self.holding:  # SQLite would give us the old log's index as long as anybody here has that open
+                    raise CatalogUnavailable(f"The database {self.where} is being opened anew: try again.")
+                self._log, self._senseless = None, False
             return
         # Our connections still hold the old log open, so that nothing else can have its inode: it is the old one.
         log = _beside(self.path, "-wal")
@@ -190,6 +211,7 @@ class Database:
         return f"{where} failed: {cause.splitlines()[0] if cause else type(error).__name__}"
 
 
+_SENSELESS: Final = ("malformed", "disk I/O", "not a database")
 _TAKE_TURN: Final = select(func.pg_advisory_xact_lock(WRITERS))
 _NOTIFY: Final = select(func.pg_notify(CHANNEL, ""))
 

@@ -48,6 +48,7 @@ class ChangeWatch:
         self._database = catalog.database
         self._held: sqlite3.Connection | None = None
         self._file: tuple[int, int] | None = None
+        self._log: tuple[int, int] | None = None
         self._seen: object = None
         self._identity = ""
         self._traces: tuple[Trace, Trace] | None = None
@@ -67,7 +68,7 @@ class ChangeWatch:
         """
         if self._listening is not None:
             return time.monotonic() - self._asked_s < TRUST_S and not _readable(self._listening)
-        return self._traces is not None and self._traces == self._touched()
+        return self._traces is not None and self._traces == self._touched() and not self._database.torn()
 
     def stir(self) -> None:
         """End the rest, or the next one at once."""
@@ -114,6 +115,7 @@ class ChangeWatch:
         if self._held is not None:
             self._held.close()
             self._held = None
+            self._database.holding.discard(self)
         if self._listening is not None:
             self._listening.close()
             self._listening = None
@@ -130,10 +132,12 @@ class ChangeWatch:
             return "missing"
         known, replaced = self._file, self._file is not None and file != self._file
         try:
-            if self._held is None or file != known:
+            if self._held is None or file != known or self._database.torn() or self._database.log() != self._log:
                 self._let_go()
                 self._database.settle()
                 self._held, self._file, self._seen = self._hold(), file, None
+                self._log = self._database.log()
+                self._database.holding.add(self)
             version = self._held.execute("PRAGMA data_version").fetchone()[0]
         except (sqlite3.Error, OSError) as error:
             self._let_go()

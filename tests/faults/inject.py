@@ -338,8 +338,9 @@ def _swap(path: Path) -> bool:
     if held is None:
         return False
     try:
-        copy = _copy(path)
-        os.replace(copy, path)
+        os.replace(_copy(path), path)
+    except sqlite3.Error:  # it was replaced only just now
+        return False
     finally:
         held.rollback()
         held.close()

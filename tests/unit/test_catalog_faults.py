@@ -372,6 +372,84 @@ def test_what_waited_for_a_lock_while_the_file_was_replaced_is_not_written_to_th
     assert catalog.add_project("/srv/late", 3).new
 
 
+def emptied(catalog):
+    """The log, into the file."""
+    with catalog.engine.connect() as connection:
+        connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)")
+
+
+def take_the_log_away(path):
+    """As SQLite does by name once the last connection to a former file of this name is closed."""
+    for suffix in ("-wal", "-shm"):
+        path.with_name(path.name + suffix).unlink()
+
+
+ANOTHER = """
+import sys
+from pipeline import catalog
+other = catalog.Catalog(sys.argv[1])
+for name in sys.argv[2:]:
+    other.add_project(name, 1)
+print(*[project.id for project in other.projects()])
+"""
+
+
+def elsewhere(path, *add):
+    """The projects, as a process of its own sees them; it may add some."""
+    command = [sys.executable, "-c", ANOTHER, f"sqlite:///{path}", *add]
+    return set(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split())
+
+
+def here(catalog):
+    return {project.id for project in catalog.projects()}
+
+
+def test_whoever_held_a_log_that_was_taken_away_reads_and_writes_what_all_others_do(catalog, watch, path):
+    watch.check()
+    assert watch.check() == "same"
+    emptied(catalog)
+    take_the_log_away(path)
+    elsewhere(path, "/srv/other")
+    with pytest.raises(CatalogUnavailable, match="try again"):
+        catalog.projects()
+    assert watch.check() == "changed"
+    assert here(catalog) == {"web", "other"}
+    catalog.add_project("/srv/third", 1)
+    assert elsewhere(path) == {"web", "other", "third"}
+    watch.check()
+    elsewhere(path, "/srv/fourth")
+    assert watch.check() == "changed"
+    assert here(catalog) == {"web", "other", "third", "fourth"}
+
+
+def test_who_reads_what_makes_no_sense_opens_everything_anew(catalog, watch, path):
+    settled(watch, path)
+    assert watch.quiet()
+    pool = catalog.engine.pool
+    with pytest.raises(CatalogUnavailable, match="corrupt"), catalog.database.failures():
+        raise sqlite3.DatabaseError("database disk image is malformed")
+    with pytest.raises(CatalogUnavailable, match="try again"):
+        catalog.projects()
+    assert not watch.quiet()
+    watch.check()
+    assert here(catalog) == {"web"}
+    assert catalog.engine.pool is not pool
+
+
+def test_what_is_being_written_to_a_log_as_it_is_taken_away_is_refused(catalog, path):
+    emptied(catalog)
+
+    def write():
+        with catalog.database.write() as tx:
+            tx.execute(database.tables.meta.insert().values(name="x", value="y"))
+            take_the_log_away(path)
+
+    with pytest.raises(CatalogUnavailable, match="try again"):
+        write()
+    catalog.add_project("/srv/again", 1)
+    assert elsewhere(path) == {"web", "again"}
+
+
 def test_a_process_that_restarts_while_the_file_is_away_begins_no_empty_one(catalog, path, monkeypatch):
     """An empty catalog in its place would answer that there are no projects, and its census that all is gone."""
     settings = Settings(home=path.parent, database=DatabaseSettings(url=f"sqlite:///{path}"))
