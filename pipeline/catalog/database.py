@@ -16,6 +16,7 @@ from __future__ import annotations
 import os
 import sqlite3
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -34,6 +35,8 @@ from pipeline.runtime.place import OperatorError
 SCHEMA: Final = "0002"
 BUSY_S: Final = 5.0
 IDLE_S: Final = 30.0
+# A file that somebody puts back makes no sense until all of it is there. To let go of it earlier may cost it its log.
+COPIED_S: Final = 2.0
 POOL: Final = 4
 WRITERS: Final = 0x7472_7778  # the key of the lock that writers on a server take
 CHANNEL: Final = "treewire"
@@ -55,7 +58,7 @@ class Database:
         self._file: tuple[int, int] | None = None
         self._log: tuple[int, int] | None = None
         self.holding: set[object] = set()  # whoever else in this process has the file open
-        self._senseless = False
+        self._senseless_s: float | None = None  # since when what is read makes no sense
         self._identity = ""
         self._fresh = False
 
@@ -76,7 +79,9 @@ class Database:
 
     def torn(self) -> bool:
         """Whether what our connections have open may not be what others have."""
-        return self._senseless or (self._log is not None and self.log() != self._log)
+        if self._senseless_s is not None and time.monotonic() - self._senseless_s > COPIED_S:
+            return True
+        return self._log is not None and self.log() != self._log
 
     def exists(self) -> None:
         """Raises `CatalogUnavailable` if the file is missing. Of a server only a connection can tell."""
@@ -135,7 +140,7 @@ class Database:
             yield
         except (SQLAlchemyError, sqlite3.Error) as error:
             if self.path is not None and any(sign in str(error) for sign in _SENSELESS):
-                self._senseless = True
+                self._senseless_s = self._senseless_s or time.monotonic()
             raise CatalogUnavailable(self._sentence(error)) from error
 
     def _current(self) -> str:
@@ -183,7 +188,7 @@ class Database:
                 self.engine.dispose()
                 if self.holding:  # SQLite would give us the old log's index as long as anybody here has that open
                     raise CatalogUnavailable(f"The database {self.where} is being opened anew: try again.")
-                self._log, self._senseless = None, False
+                self._log = self._senseless_s = None
             return
         # Our connections still hold the old log open, so that nothing else can have its inode: it is the old one.
         log = _beside(self.path, "-wal")
