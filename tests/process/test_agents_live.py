@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from pipeline.runtime.settings import Settings
+from pipeline.sources.agents import SETTLED_NS
 from pipeline.sources.claude import Claude as ClaudeSource
 from pipeline.sources.codex import Codex as CodexSource
 from pipeline.sources.processes import Processes
@@ -188,6 +189,8 @@ def test_what_was_over_before_is_not_told_and_what_is_elsewhere_neither(
 
 
 def test_ten_agents_in_ten_worktrees_are_told_apart(settings, repo, tmp_path, monkeypatch, playing) -> None:
+    # Nobody ends here: however slow the host is, none of them shall be taken for one that was over before.
+    monkeypatch.setattr("pipeline.sources.agents.SETTLED_NS", SETTLED_NS)
     trees = []
     for n in range(10):
         trees.append(repo.parent / f"task-{n}")
