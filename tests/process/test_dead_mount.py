@@ -81,7 +81,7 @@ def status(settings: Settings) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=30).stdout
 
 
-def test_a_mount_that_dies_holds_up_nobody_else_and_is_looked_at_again_when_it_is_back(place: Path) -> None:
+def test_a_mount_that_dies_holds_up_nobody_else_and_is_let_in_again_when_it_is_back(place: Path) -> None:
     make_repo(place / "far-source", {"a.txt": "1\n"})
     (place / "far").mkdir()
     near = make_repo(place / "near", {"a.txt": "1\n", "dir/b.txt": "1\n"})
@@ -120,7 +120,7 @@ def test_a_mount_that_dies_holds_up_nobody_else_and_is_looked_at_again_when_it_i
             )
             dead.unlink()
             until("it is let in again", lambda: beat(settings, "dispatcher").figures["skipped"] == 0)
-            until("and looked at", lambda: beat(settings, "dispatcher").figures["failing"] == 0)
+            until("and fails no more", lambda: beat(settings, "dispatcher").figures["failing"] == 0)
             assert beat(settings, "dispatcher").pid == before
     finally:
         entered.__exit__(None, None, None)
