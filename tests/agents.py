@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import time
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +17,15 @@ from pipeline.sources.deaths import started
 SCRIPT = "import sys; sys.stdin.read()"
 
 
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+def _ago(seconds: float) -> str:
+    return (datetime.now(UTC) - timedelta(seconds=seconds)).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 class Agent:
     """A process of the agent's name in `worktree`, until `leave` or `kill`."""
 
     provider = ""
+    ago_s = 0.0  # how long ago it writes what it writes
 
     def __init__(self, home: Path, worktree: Path, session: str) -> None:
         self.home, self.worktree, self.session = home, worktree, session
@@ -94,7 +95,7 @@ class Claude(Agent):
 
     def _line(self, type_: str, message: dict[str, Any]) -> None:
         line = {"type": type_, "sessionId": self.session, "cwd": str(self.worktree), "isSidechain": False}
-        self._append(self.transcript, {**line, "timestamp": _now(), "message": message})
+        self._append(self.transcript, {**line, "timestamp": _ago(self.ago_s), "message": message})
 
     def leave(self) -> None:
         self.entry.unlink(missing_ok=True)
@@ -115,4 +116,4 @@ class Codex(Agent):
         self._write("event_msg", {"type": name})
 
     def _write(self, type_: str, payload: dict[str, Any]) -> None:
-        self._append(self.rollout, {"timestamp": _now(), "type": type_, "payload": payload})
+        self._append(self.rollout, {"timestamp": _ago(self.ago_s), "type": type_, "payload": payload})

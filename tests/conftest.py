@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import pytest
+import structlog
 from hypothesis import HealthCheck, Phase, settings
 
 if TYPE_CHECKING:
@@ -45,3 +46,10 @@ def postgresql() -> Iterator[Server]:
 
     with running() as server:
         yield server
+
+
+@pytest.fixture(autouse=True)
+def logs() -> Iterator[None]:
+    """What a test's process logs to is closed with the test, so that the next one must not be left with it."""
+    yield
+    structlog.reset_defaults()

@@ -80,8 +80,12 @@ def _prepare(folder: Path, make: bool) -> None:
 
 
 def _make(path: Path) -> None:
+    """Make an empty file if there is none. One that is there is not opened: to close it again would end all locks that
+    this process has on it, and with them its claim on the log (POSIX; sqlite.org/howtocorrupt.html, 2.2)."""
     try:
-        os.close(os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600))
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o600))
+    except FileExistsError:
+        return
     except OSError as error:
         raise CatalogUnavailable(f"The database {path} cannot be made: {error.strerror}.") from error
 

@@ -139,6 +139,8 @@ class ChangeWatch:
                 self._log = self._database.log()
                 self._database.holding.add(self)
             version = self._held.execute("PRAGMA data_version").fetchone()[0]
+        except CatalogUnavailable:  # others here hold what is gone: they let go of it when they look
+            return "locked"
         except (sqlite3.Error, OSError) as error:
             self._let_go()
             return "locked" if "locked" in str(error) else "broken"

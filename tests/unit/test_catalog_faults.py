@@ -422,6 +422,33 @@ def test_whoever_held_a_log_that_was_taken_away_reads_and_writes_what_all_others
     assert here(catalog) == {"web", "other", "third", "fourth"}
 
 
+def test_all_watches_of_a_process_get_over_a_log_that_was_taken_away(catalog, watch, path):
+    another = ChangeWatch(catalog)
+    try:
+        for one in (watch, another):
+            assert one.check() == "changed"
+        emptied(catalog)
+        take_the_log_away(path)
+        elsewhere(path, "/srv/other")
+        said = [one.check() for _ in range(3) for one in (watch, another)]
+        assert said[:3] == ["locked", "changed", "changed"]
+        assert set(said[3:]) == {"same"}
+        assert here(catalog) == {"web", "other"}
+    finally:
+        another.close()
+
+
+def test_to_open_the_catalog_again_in_a_process_leaves_it_its_log(catalog, path):
+    """SQLite's locks are a process's, and end when it closes a descriptor of the file that SQLite knows nothing of."""
+    assert here(catalog) == {"web"}
+    log = catalog.database.log()
+    assert log is not None
+    catalogs.open_url(f"sqlite:///{path}").close()
+    elsewhere(path, "/srv/other")
+    assert catalog.database.log() == log, "another process took itself for the last"
+    assert here(catalog) == {"web", "other"}
+
+
 def test_who_reads_what_makes_no_sense_opens_everything_anew(catalog, watch, path, monkeypatch):
     settled(watch, path)
     assert watch.quiet()
