@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections import Counter, OrderedDict
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final, NamedTuple
 
@@ -29,8 +29,9 @@ from gateway.ingest import Busy, Recorder, Refused
 from gateway.tokens import Caller
 from pipeline.bridges import hooks as bridge
 from pipeline.bridges.event import MAX_AGE_MS
-from pipeline.bridges.hooks import AGENTS, HookError, Told, Wait
-from pipeline.catalog import CatalogUnavailable
+from pipeline.bridges.hooks import AGENTS, HOOK, HookError, Told
+from pipeline.catalog import CatalogUnavailable, Standing
+from pipeline.domain.model import SESSION_PREFIX
 from pipeline.runtime.clock import now_ns
 
 ANSWER_S: Final = 0.03
@@ -53,21 +54,12 @@ class Hook(NamedTuple):
     at_ns: int
 
 
-class Home(NamedTuple):
-    """Where a session was seen last, and what waits there."""
-
-    project: str
-    workspace: str
-    wait: Wait | None = None
-
-
 class Hooks(Collector):
     """The routes, and what they have to remember. `counts` is by agent and outcome."""
 
     def __init__(self, recorder: Recorder, hub: Hub) -> None:
         self.counts: Counter[tuple[str, str]] = Counter()
         self._recorder, self._hub = recorder, hub
-        self._homes: OrderedDict[str, Home] = OrderedDict()
         self._held: dict[str, Hook] = {}
         self._busy: set[str] = set()
         self._working: set[asyncio.Task[bool]] = set()
@@ -150,48 +142,40 @@ class Hooks(Collector):
     async def _record(self, hook: Hook) -> str:
         """Place it and write it. Raises `Busy`, `CatalogUnavailable` or `TimeoutError`."""
         told, caller = hook.told, hook.caller
-        before = self._homes.get(told.group)
-        if before is not None and not caller.may(before.project):
-            before = None
-        loop = asyncio.get_running_loop()
-        homes = await loop.run_in_executor(self._pool, self._placed, (told.cwd, told.left), caller)
-        # An agent that works elsewhere for a while still belongs where it came from.
-        here, left = homes[0] or before, [home for home in (homes[1], before) if home is not None]
+        here, left, before = await asyncio.get_running_loop().run_in_executor(self._pool, self._placed, told, caller)
+        here = here or before  # an agent that works elsewhere for a while still belongs where it came from
         if here is None:
             return "elsewhere"
-        waits = before is not None and before.workspace == here.workspace and before.wait
-        if waits and told.leaves(waits):
+        if before is not None and before.wait and before.workspace == here.workspace and told.leaves(before.wait):
             return "ignored"
         age_ms = max(0, (now_ns() - hook.at_ns) // 1_000_000)
-        events = [_event(here, told.group, told.fields, age_ms)]
-        for home in {home.workspace: home for home in left if home.workspace != here.workspace}.values():
-            gone = {"state": "exited", "waiting_for": None, "crashed": False}
-            events.append(_event(home, told.group, gone, age_ms))
+        waits = {"waiting_by": told.by, "waiting_tool": told.tool} if told.waits else {}
+        events = [_event(here, told.group, {**told.fields, **waits}, age_ms)]
+        for home in {home.workspace: home for home in (left, before) if home is not None}.values():
+            if home.workspace != here.workspace:
+                gone = {"state": "exited", "waiting_for": None, "crashed": False}
+                events.append(_event(home, told.group, gone, age_ms))
         try:
             written = await self._recorder.take(events, caller)
         except Refused:  # removed in between
-            self._homes.pop(told.group, None)
             return "elsewhere"
-        self._remember(told, here)
         if self._hub.full:
             self._hub.unsent += len(written.looks)  # a census brings them
         else:
             self._hub.send(written.looks)
         return "taken"
 
-    def _placed(self, folders: Iterable[str], caller: Caller) -> list[Home | None]:
-        """In a thread: the live workspaces of the caller's that hold these folders."""
+    def _placed(self, told: Told, caller: Caller) -> tuple[Standing | None, Standing | None, Standing | None]:
+        """In a thread: the live workspaces of the caller's that hold the folder in which the agent is, and the one
+        that it left; and where its session was seen last, and what waits there."""
         store = self._recorder.open()
-        found = [store.workspace_at(folder) if folder.startswith("/") else None for folder in folders]
-        return [Home(at.project, at.id) if at is not None and caller.may(at.project) else None for at in found]
 
-    def _remember(self, told: Told, here: Home) -> None:
-        before = self._homes.pop(told.group, None)
-        wait = told.wait if "state" in told.fields else before and before.wait
-        if told.fields.get("state") != "exited":
-            self._homes[told.group] = here._replace(wait=wait)
-        if len(self._homes) > MAX_KNOWN:
-            self._homes.popitem(last=False)
+        def at(folder: str) -> Standing | None:
+            found = store.workspace_at(folder) if folder.startswith("/") else None
+            return Standing(found.project, found.id) if found is not None and caller.may(found.project) else None
+
+        known = store.standing(told.group.removeprefix(SESSION_PREFIX))
+        return at(told.cwd), at(told.left), next((one for one in known if caller.may(one.project)), None)
 
     # ── holding ──────────────────────────────────────────────────────────────────────────────────
 
@@ -237,12 +221,12 @@ def joined(one: Hook, other: Hook) -> Hook:
     return later._replace(told=told)
 
 
-def _event(home: Home, group: str, fields: dict[str, Any], age_ms: int) -> dict[str, Any]:
+def _event(home: Standing, group: str, fields: dict[str, Any], age_ms: int) -> dict[str, Any]:
     return {
         "project": home.project,
         "workspace": home.workspace,
         "group": group,
         "fields": fields,
         "age_ms": age_ms,
-        "source": "hook",
+        "source": HOOK,
     }

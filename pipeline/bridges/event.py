@@ -28,6 +28,7 @@ PLACING: Final[dict[str, dict[str, type]]] = {
     "life": {"path": str},
     "pr": {"head": str},
     "ci": {"pr": int, "head": str},
+    "session": {"waiting_by": str, "waiting_tool": str},
 }
 
 

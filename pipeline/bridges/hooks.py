@@ -17,6 +17,7 @@ from pipeline.bridges.event import ID, MAX_TEXT
 from pipeline.domain.model import SESSION_PREFIX, SessionState, WaitingFor
 
 AGENTS: Final = ("claude", "codex", "gemini")
+HOOK: Final = "hook"  # the producer of what they tell
 KEPT: Final = frozenset(
     {
         *("session_id", "thread-id", "cwd", "new_cwd", "old_cwd"),
@@ -100,7 +101,10 @@ ENDED: Final = frozenset({"PostToolUse", "PostToolUseFailure", "PermissionDenied
 
 
 class Wait(NamedTuple):
-    """Which agent of a session waits (``""``: the first; ``None``: that is not known), and with which tool."""
+    """Which agent of a session waits (``""``: the first; ``None``: that is not known), and with which tool.
+
+    The catalog keeps it beside the session, so that any gateway knows what ends it.
+    """
 
     by: str | None
     tool: str
@@ -174,8 +178,8 @@ def read(agent: str, body: bytes) -> Told | None:
         fields=fields,
         left=hook.get("old_cwd", ""),
         still=says.still,
-        by=None if says.still else hook.get("agent_id", ""),
-        tool=hook.get("tool_name", ""),
+        by=None if says.still else hook.get("agent_id", "")[:MAX_TEXT],
+        tool=hook.get("tool_name", "")[:MAX_TEXT],
         ended=event in ENDED,
         prompted=event == PROMPTED,
     )

@@ -6,7 +6,7 @@ from pipeline.catalog.projects import Added, Project
 from pipeline.catalog.record import Observed
 from pipeline.catalog.tokens import Created, Token, TokenError
 from pipeline.catalog.watch import Change, ChangeWatch
-from pipeline.catalog.workspaces import Target, Workspace
+from pipeline.catalog.workspaces import Standing, Target, Workspace
 from pipeline.catalog.worktrees import Worktree
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "Created",
     "Observed",
     "Project",
+    "Standing",
     "Target",
     "Token",
     "TokenError",

@@ -16,7 +16,7 @@ from pipeline.catalog.database import Database
 from pipeline.catalog.projects import Added, Project
 from pipeline.catalog.record import Observed
 from pipeline.catalog.tokens import Created, Token
-from pipeline.catalog.workspaces import Known, Target, Workspace
+from pipeline.catalog.workspaces import Known, Standing, Target, Workspace
 from pipeline.catalog.worktrees import Worktree
 from pipeline.domain.model import Look, Stamp
 
@@ -111,6 +111,11 @@ class Catalog:
         """The sessions that others told of last than those who watch them: all that are not over, and these."""
         with self.database.read() as tx:
             return workspaces.told_sessions(tx, also)
+
+    def standing(self, session: str) -> list[Standing]:
+        """Where this session is that agents' hooks tell of; see `workspaces.standing`."""
+        with self.database.read() as tx:
+            return workspaces.standing(tx, session)
 
     def reported(self, producer: str, group: Literal["pr", "run"] = "pr") -> set[str]:
         """The workspaces of which this producer reported last that they have a pull request, or that something runs."""

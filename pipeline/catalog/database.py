@@ -32,7 +32,7 @@ from pipeline.catalog import tables
 from pipeline.domain.errors import TreewireError
 from pipeline.runtime.place import OperatorError
 
-SCHEMA: Final = "0002"
+SCHEMA: Final = "0003"
 BUSY_S: Final = 5.0
 IDLE_S: Final = 30.0
 # A file that somebody puts back makes no sense until all of it is there. To let go of it earlier may cost it its log.

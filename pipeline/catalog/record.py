@@ -25,7 +25,7 @@ KEPT_FIRST: Final = {"waiting": 0, "error": 0, "working": 1, "starting": 1, "exi
 OTHERWISE: Final = 2
 ACTIVITY_NS: Final = 3_000_000_000
 # What a session says in one state only: an event that brings it into another need not take it back.
-OF_STATE: Final = {"waiting_for": "waiting", "crashed": "exited"}
+OF_STATE: Final = {"waiting_for": "waiting", "waiting_by": "waiting", "waiting_tool": "waiting", "crashed": "exited"}
 
 OBSERVED: Final = ("revision", "observed_began", "observed_ended", "observed_clock", "run", "seq", "producer", "at_ms")
 
@@ -52,8 +52,9 @@ class Observed(Struct, frozen=True):
     """One event, as the catalog takes it: some fields of one group, and when and by whom they were seen.
 
     `fields` may be partial: an absent field stays, ``None`` clears it. ``life`` may carry a ``path``, ``pr`` a
-    ``head``, ``ci`` a ``pr`` and a ``head``. `at_ms` is the wall clock at the event, for display. `onto`: the revision
-    of the row in view of which it is said, 0 for none; a row of another revision stays, and is what is answered.
+    ``head``, ``ci`` a ``pr`` and a ``head``, a session ``waiting_by`` and ``waiting_tool``. `at_ms` is the wall clock
+    at the event, for display. `onto`: the revision of the row in view of which it is said, 0 for none; a row of another
+    revision stays, and is what is answered.
     """
 
     project: str

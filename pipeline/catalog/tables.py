@@ -110,6 +110,7 @@ workspace = Table(
     Index("ix_workspace_path", "path"),
 )
 
+# `waiting_by` and `waiting_tool` are the `bridges.hooks.Wait` of a hook that told of a wait; null where none did.
 session = Table(
     "session",
     METADATA,
@@ -121,6 +122,8 @@ session = Table(
     Column("state", Text),
     Column("waiting_for", Text),
     Column("crashed", Boolean),
+    Column("waiting_by", Text),
+    Column("waiting_tool", Text),
     *_observed(),
 )
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Collection
 from pathlib import PurePath
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from msgspec import Struct
 from sqlalchemy import ColumnElement, Connection, Select, and_, or_, select, true
 
 from pipeline.bridges import workspace
+from pipeline.bridges.hooks import HOOK, Wait
 from pipeline.bridges.row import RowError, stamp_of, value_of
 from pipeline.catalog import tables
 from pipeline.catalog.record import archived, place_of, write_workspaces
@@ -43,6 +44,14 @@ class Known(Struct, frozen=True):
     stamp: Stamp
     at_ms: int
     revision: int
+
+
+class Standing(NamedTuple):
+    """Where a session that is not over was seen last, and what waits there, if a hook told."""
+
+    project: str
+    workspace: str
+    wait: Wait | None = None
 
 
 class Target(Struct, frozen=True):
@@ -138,6 +147,27 @@ def _sessions(tx: Connection, which: ColumnElement[bool]) -> list[Known]:
             )
         )
     return known
+
+
+def standing(tx: Connection, session: str) -> list[Standing]:
+    """Where a session is, by what it told or who watches it: the place where it was seen last first. Others may have
+    chosen the same name for something else."""
+    home, row_of = tables.workspace, tables.session
+    query = (
+        select(home.c.project_id, home.c.id, row_of.c.state, row_of.c.waiting_by, row_of.c.waiting_tool)
+        .join(home, home.c.id == row_of.c.workspace_id)
+        .where(
+            row_of.c.id == session,
+            home.c.phase != "archived",
+            or_(row_of.c.state != "exited", row_of.c.state.is_(None)),
+            or_(row_of.c.producer == HOOK, row_of.c.producer.startswith(LEASED)),
+        )
+        .order_by(row_of.c.at_ms.desc(), row_of.c.observed_ended.desc())
+    )
+    return [
+        Standing(project, workspace, Wait(by, tool) if state == "waiting" and tool is not None else None)
+        for project, workspace, state, by, tool in tx.execute(query)
+    ]
 
 
 def reported(tx: Connection, producer: str, group: Literal["pr", "run"]) -> set[str]:

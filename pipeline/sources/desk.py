@@ -22,6 +22,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from pipeline.bridges.event import ID
+from pipeline.bridges.hooks import HOOK
 from pipeline.catalog import Catalog, CatalogUnavailable, ChangeWatch, Observed
 from pipeline.catalog.workspaces import Known
 from pipeline.domain.model import LEASED, SESSION_PREFIX, Look, Session, Stamp
@@ -43,7 +44,6 @@ MAX_TEXT: Final = 128
 LEFT: Final = "left"
 DEATH: Final = "process death"
 TOLD: Final = "told"  # by hooks, orchestrators and scripts
-HOOK: Final = "hook"  # what the gateway names the hooks of agents
 
 
 class Where(NamedTuple):

@@ -89,6 +89,11 @@ class Deployment:
         assert beat is not None
         return beat
 
+    async def beaten(self, name: str = "dispatcher") -> None:
+        """Its figures count all that has happened up to now."""
+        now = now_ns()
+        await self.until(lambda: self.beat(name).boot_ns > now, f"a beat of the {name}")
+
     def figure(self, key: str, name: str = "dispatcher") -> Any:
         beat = read_beat(self.run_dir / f"{name}.beat")
         return None if beat is None else beat.figures.get(key)
@@ -251,8 +256,10 @@ async def test_nothing_runs_while_nothing_happens() -> None:
         await tw.shows(names[0], files=1)
         await tw.quiet()
         before = len(tw.events)
+        await tw.beaten()
         looks = tw.figure("git_looks")
         await asyncio.sleep(1.5)
+        await tw.beaten()
         assert tw.events[before:] == []
         assert tw.figure("git_looks") == looks
         # Ignored files and ignored directories are nothing that happens.

@@ -21,7 +21,7 @@ from pipeline import catalog
 from pipeline.bridges import hooks
 from pipeline.runtime.clock import wall_ms
 from tests.access import bearer, created
-from tests.world import Child, World, deployed, environment, runs
+from tests.world import Child, World, deployed, environment, free_ports, runs
 
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "hooks"
 CANARY = b"CANARY-7f3a"
@@ -53,10 +53,10 @@ async def _followed(world: World, *projects: str) -> Path:
     return home
 
 
-async def _post(world: World, agent: str, hook: Any, query: str = "", **headers: str) -> int:
-    """Its status; the answer is empty where all is well."""
+async def _post(world: World, agent: str, hook: Any, query: str = "", at: str = "", **headers: str) -> int:
+    """Its status; the answer is empty where all is well. `at`: the gateway, if there are several."""
     body = hook if isinstance(hook, bytes) else json.dumps(hook).encode()
-    url = f"{world.url}v1/events/{agent}{query}"
+    url = f"{at or world.url}v1/events/{agent}{query}"
     async with world.http.post(url, data=body, headers={**world.bearer, **headers}) as answer:
         told = await answer.read()
         assert (told == b"") == (answer.status < 300), told
@@ -185,6 +185,37 @@ def test_a_wait_is_not_hidden_by_subagents_and_tools_that_go_on_beside_it(world:
             await client.until(lambda c: _state(c, "web-w1") == ("working", None))
 
     runs(world, test)
+
+
+def test_what_waits_is_known_to_every_gateway_and_to_one_that_was_started_anew() -> None:
+    async def test(world: World) -> None:
+        home = await _followed(world)
+        cwd, other = home / "web" / "w1", home / "web" / "w2"
+        first, second = world.urls
+        async with world.client() as client:
+            await _post(world, "claude", _hook("PermissionRequest", cwd, tool_name="WebFetch", agent_id="a1"), at=first)
+            await client.until(lambda c: _state(c, "web-w1") == ("waiting", "permission"))
+            world.gateways[0].kill()
+            world.gateways[0].start()
+            await world.until(world.is_up, "the first gateway")
+            for n, url in enumerate((first, second)):
+                for beside in ("PreToolUse", "Notification"):
+                    more = {"tool_name": "Bash", "agent_id": "a2", "notification_type": "permission_prompt"}
+                    await _post(world, "claude", _hook(beside, cwd, **more), at=url)
+                await _post(world, "claude", _hook("PostToolUse", cwd, tool_name="Read", agent_id="a1"), at=url)
+                await _post(world, "claude", _hook("SessionStart", cwd, session=f"after-{n}"), at=url)
+            await client.until(lambda c: {"claude-after-0", "claude-after-1"} <= set(c.state["web-w1"]["sessions"]))
+            assert _state(client, "web-w1") == ("waiting", "permission")
+            ends = _hook("PostToolUse", cwd, tool_name="WebFetch", agent_id="a1")
+            await _post(world, "claude", ends, at=second)
+            await client.until(lambda c: _state(c, "web-w1") == ("working", None))
+            # It goes elsewhere, and another gateway hears of it than did before.
+            await _post(world, "claude", _hook("UserPromptSubmit", other), at=first)
+            await client.until(lambda c: _state(c, "web-w2") == ("working", None))
+            await client.until(lambda c: _state(c, "web-w1") == ("exited", None))
+
+    with deployed(gateways=2, ports="range", port=free_ports(2)) as world:
+        runs(world, test)
 
 
 def test_a_session_is_in_one_worktree_at_a_time_and_agents_elsewhere_are_only_counted(world: World) -> None:

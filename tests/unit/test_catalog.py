@@ -2,6 +2,7 @@
 
 import os
 
+import msgspec
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
@@ -12,7 +13,8 @@ from sqlalchemy.event import listen
 from sqlalchemy.schema import CreateTable
 
 from pipeline import catalog as catalogs
-from pipeline.catalog import Observed, Worktree, migrate, tables
+from pipeline.bridges.hooks import Wait
+from pipeline.catalog import CatalogUnavailable, Observed, Standing, Worktree, migrate, tables
 from pipeline.catalog.database import SCHEMA
 from pipeline.catalog.ids import project_id, slug, worktree_id
 from pipeline.catalog.record import ACTIVITY_NS, KEPT_SESSIONS, MOST_SESSIONS
@@ -425,3 +427,53 @@ def test_a_lost_identity_is_an_error(catalog, url):
     with pytest.raises(catalogs.CatalogUnavailable, match="lost its identity"):
         other.identity()
     other.close()
+
+
+# ── what waits ───────────────────────────────────────────────────────────────────────────────────
+
+
+def test_what_a_hook_told_of_a_wait_stands_until_the_session_goes_on(web):
+    def say(when, producer, workspace=WEB, session="claude-a", **fields):
+        told = event(f"session:{session}", when, workspace, **fields)
+        web.record([msgspec.structs.replace(told, producer=producer)])
+
+    web.add_project("/srv/api", 1)
+    web.upsert_worktrees("api", [tree("api", inode=2)], at(10, 20), 1)
+    api = worktree_id("/srv/api")
+    say(30, "hook", state="waiting", waiting_for="permission", waiting_by="a1", waiting_tool="Bash")
+    here = Standing("web", WEB, Wait("a1", "Bash"))
+    assert web.standing("claude-a") == [here]
+    say(40, "live: claude registry", state="waiting", model="m")
+    assert web.standing("claude-a") == [here], "whoever watches it knows no better"
+    say(45, "script", state="waiting", session="s")
+    assert web.standing("s") == [], "a name that somebody chose"
+    say(50, "live: claude registry", state="working")
+    assert web.standing("claude-a") == [Standing("web", WEB)]
+    say(60, "live: claude registry", state="waiting")
+    assert web.standing("claude-a") == [Standing("web", WEB)], "of this wait no hook told"
+    web.record([event("session:claude-a", 70, api, project="api", state="idle")])
+    assert web.standing("claude-a") == [Standing("web", WEB)]
+    say(80, "hook", state="exited")
+    assert web.standing("claude-a") == []
+    say(90, "hook", state="idle")
+    web.archive_workspace(WEB, at(100), 100)
+    assert web.standing("claude-a") == []
+
+
+def test_a_database_of_the_release_before_is_brought_up_to_date_with_its_sessions(tmp_path):
+    url = f"sqlite:///{tmp_path}/treewire.db"
+    catalog = catalogs.open_url(url)
+    catalog.add_project("/srv/web", 1)
+    catalog.upsert_worktrees("web", [tree("web")], at(10, 20), 1)
+    catalog.record([event("session:s", 30, state="waiting", waiting_for="plan")])
+    with catalog.engine.connect() as connection, connection.begin():
+        for column in ("waiting_by", "waiting_tool"):
+            connection.exec_driver_sql(f"ALTER TABLE session DROP COLUMN {column}")
+        connection.exec_driver_sql("UPDATE alembic_version SET version_num = '0002'")
+    catalog.close()
+    with pytest.raises(CatalogUnavailable, match="restart treewire"):
+        catalogs.Catalog(url).projects()
+    again = catalogs.open_url(url)
+    (kept,) = again.sessions()
+    assert (kept.value.state, kept.value.waiting_for) == ("waiting", "plan")
+    again.close()
