@@ -69,8 +69,9 @@ PATIENCE_S: Final = 90.0
 WAVES_TO_QUIET: Final = 12
 FRESH_BEAT_S: Final = 3.0
 SAMPLE_S: Final = 3.0
-LATENCIES: Final = 150
-LATENCY_ROUNDS: Final = 4
+LATENCIES: Final = 1000  # below that a 99th percentile is the word of one or two
+LATENCY_ROUNDS: Final = 4  # at least
+LATENCY_ROUND: Final = 100  # events
 MOST_MB: Final = 150.0
 MOST_DESCRIPTORS: Final = 300
 EXPECTED: Final = (*PARTS,)
@@ -444,17 +445,18 @@ class Campaign:
 
     async def latencies(self) -> None:
         """From the write to a client, with git hanging and without, by turns; the load goes on as before."""
-        for _ in range(LATENCY_ROUNDS):
-            await self._latencies(self.latency_s["without"])
+        rounds = max(LATENCY_ROUNDS, self.events // LATENCY_ROUND)
+        for _ in range(rounds):
+            await self._latencies(self.latency_s["without"], self.events // rounds)
             async with hung(self.stage, 2):
                 await asyncio.sleep(1)
-                await self._latencies(self.latency_s["while git hangs"])
+                await self._latencies(self.latency_s["while git hangs"], self.events // rounds)
             await self.settled("a git that hung")
 
-    async def _latencies(self, found: list[float]) -> None:
+    async def _latencies(self, found: list[float], count: int) -> None:
         project, (url, *_) = next(iter(PROJECTS)), self.urls
         screen = self.probes[0].screens[0]
-        for _ in range(self.events // LATENCY_ROUNDS):
+        for _ in range(count):
             number = next(self._rounds)
             event = self.load.event(project, f"{project}-probe", "session:g0", name=str(number), state="working")
             began = time.monotonic()

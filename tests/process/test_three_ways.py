@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import psutil
 import pytest
 
 from benchmarks import deployment
@@ -35,15 +36,19 @@ class Deployed(NamedTuple):
     settings: Settings
     parent: Path
     tool: FactoryFactory
+    aggregator: psutil.Process
 
     def path(self, way: str) -> Path:
         return self.parent / f"task-{WAYS.index(way)}"
 
+    def snapshot(self) -> dict[str, Any]:
+        url, token = self.settings.url_path.read_text().strip(), self.settings.token_path.read_text().strip()
+        told: dict[str, Any] = json.loads(deployment.get(f"{url}v1/projects/project/snapshot", token))
+        return told
+
     def holds(self, way: str, group: str, fields: dict[str, Any]) -> bool:
         """Whether a client would see these values."""
-        url, token = self.settings.url_path.read_text().strip(), self.settings.token_path.read_text().strip()
-        told = json.loads(deployment.get(f"{url}v1/projects/project/snapshot", token))
-        shown = told["workspaces"].get(worktree_id(self.path(way)), {}).get(group, {})
+        shown = self.snapshot()["workspaces"].get(worktree_id(self.path(way)), {}).get(group, {})
         return {name: shown.get(name) for name in fields} == fields
 
     def by_an_event(self, group: str, fields: dict[str, Any]) -> None:
@@ -87,10 +92,10 @@ def deployed() -> Iterator[Deployed]:
         store.add_project(repository, wall_ms())
         store.close()
         tool = FactoryFactory(parent / "data.db", str(repository))
-        one = Deployed(settings, parent, tool)
+        one = Deployed(settings, parent, tool, stack.enter_context(deployment.process("aggregator", settings)))
         tool.workspace("w", str(one.path("by_a_foreign_database")))
         tool.terminal("t", "w")
-        for name in ("aggregator", "gateway", "reconciler", "sources"):
+        for name in ("gateway", "reconciler", "sources"):
             stack.enter_context(deployment.process(name, settings))
         deployment.until(settings.url_path.exists, 30, "the gateway")
         deployment.until(lambda: shown(one), 30, "the worktrees")
@@ -114,3 +119,28 @@ def test_what_an_orchestrator_says_of_a_group_is_shown_whichever_way_it_comes(
     for fields in SAID[group]:
         getattr(deployed, way)(group, fields)
         deployment.until(lambda f=fields: deployed.holds(way, group, f), 20, f"{fields} of {group}")  # type: ignore[misc]
+
+
+def reported(snapshot: dict[str, Any]) -> dict[str, Any]:
+    """All but the status, which is derived, and as old as what it was derived from."""
+    groups = snapshot["workspaces"].items()
+    return {name: {group: told for group, told in has.items() if group != "status"} for name, has in groups}
+
+
+def test_what_came_whichever_way_is_there_in_the_next_epoch_though_nobody_says_it_again(deployed: Deployed) -> None:
+    for way in WAYS:
+        for group, said in SAID.items():
+            getattr(deployed, way)(group, said[0])
+    deployment.until(lambda: all(deployed.holds(w, g, said[0]) for w in WAYS for g, said in SAID.items()), 20, "all")
+    before = deployed.snapshot()
+    deployed.aggregator.kill()
+    deployed.aggregator.wait(10)
+
+    def anew() -> bool:
+        with contextlib.suppress(OSError):
+            now = deployed.snapshot()
+            return bool(now["epoch"] != before["epoch"] and reported(now) == reported(before))
+        return False
+
+    with deployment.process("aggregator", deployed.settings):
+        deployment.until(anew, 30, "the same in another epoch")
