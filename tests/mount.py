@@ -61,8 +61,10 @@ def serve(source: str, at: str) -> None:
             times = {f"st_{which}time": getattr(found, f"st_{which}time_ns") for which in "amc"}
             return {name: getattr(found, name) for name in names} | times
 
-        def readdir(self, path: str, fh: int) -> list[str]:
-            return [".", "..", *os.listdir(there(path))]
+        def readdir(self, path: str, fh: int) -> list[tuple[str, dict[str, int], int]]:
+            # A name without an inode is to the C library an empty place in the directory, and nobody is told of it.
+            names = [".", *os.listdir(there(path))]
+            return [(name, {"st_ino": os.lstat(f"{source}{path}/{name}").st_ino}, 0) for name in names]
 
         def readlink(self, path: str) -> str:
             return os.readlink(there(path))

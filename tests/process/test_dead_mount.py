@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -81,7 +82,7 @@ def status(settings: Settings) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=30).stdout
 
 
-def test_a_mount_that_dies_holds_up_nobody_else_and_is_let_in_again_when_it_is_back(place: Path) -> None:
+def test_a_mount_that_dies_holds_up_nobody_else_and_is_counted_again_when_it_is_back(place: Path) -> None:
     make_repo(place / "far-source", {"a.txt": "1\n"})
     (place / "far").mkdir()
     near = make_repo(place / "near", {"a.txt": "1\n", "dir/b.txt": "1\n"})
@@ -97,6 +98,7 @@ def test_a_mount_that_dies_holds_up_nobody_else_and_is_let_in_again_when_it_is_b
                 "both are counted",
                 lambda: files(settings, url, "near").get("task") == files(settings, url, "far").get("far") == 0,
             )
+            assert sorted(os.listdir(place / "far")) == sorted(os.listdir(place / "far-source")), "it mirrors well"
             write(place / "far-source", {"a.txt": "1\n2\n"})
             until("the cadence sees the mount", lambda: files(settings, url, "far")["far"] == 1)
             before = beat(settings, "dispatcher").pid
@@ -121,6 +123,8 @@ def test_a_mount_that_dies_holds_up_nobody_else_and_is_let_in_again_when_it_is_b
             dead.unlink()
             until("it is let in again", lambda: beat(settings, "dispatcher").figures["skipped"] == 0)
             until("and fails no more", lambda: beat(settings, "dispatcher").figures["failing"] == 0)
+            write(place / "far-source", {"a.txt": "1\n", "new.txt": "1\n", "other.txt": "1\n"})
+            until("what changes there is counted again", lambda: files(settings, url, "far")["far"] == 2)
             assert beat(settings, "dispatcher").pid == before
     finally:
         entered.__exit__(None, None, None)
