@@ -1,11 +1,13 @@
 """What one look costs beside what others do for the same numbers, and what the whole pipeline makes of it.
 
     GIT_SIZES=1000,10000,100000    files of a worktree      GIT_PARTS=look,pool,live,start    which parts
+    GIT_POOL=100                   worktrees of the pool    GIT_POOL_AT=DIR    where they stay for the next time
 
-One file is edited before each look, ours and the peers' in turns, in the same worktree. CPU is that of this process
-and of all that it started. Peers: what most tools run (`git status` and `git diff --stat`); the six processes that a
-tool runs which wants the same numbers as we; `git diff-index`, the cheapest single question; pygit2; gitstatusd if it
-is on PATH.
+One file is edited before each look, ours and the peers' in turns, in the same worktree. A look is all that a worker's
+thread does for a job that names this file, as those of active worktrees do, from the job to its answer; what the bus
+costs shows in the whole deployment. CPU is that of this process and of all that it started. Peers: what most tools run
+(`git status` and `git diff --stat`); the six processes that a tool runs which wants the same numbers as we; `git
+diff-index`, the cheapest single question; pygit2; gitstatusd if it is on PATH.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import psutil
 import pygit2
 
 from benchmarks import figures, sockets
@@ -33,16 +36,19 @@ from pipeline.runtime.beat import read_beats
 from pipeline.runtime.clock import now_ns
 from pipeline.runtime.settings import Settings
 from workers.git import Looker
+from workers.worker import look_at
 
 SIZES = [int(size) for size in os.environ.get("GIT_SIZES", "1000,10000,100000").split(",")]
 PARTS = os.environ.get("GIT_PARTS", "look,pool,live,start").split(",")
 SETTLE_S = 0.05
 POOL_FILES = 10_000
-POOL_TREES = int(os.environ.get("GIT_POOL", "20"))
+POOL_TREES = int(os.environ.get("GIT_POOL", "100"))
+POOL_AT = os.environ.get("GIT_POOL_AT", "")
 POOL_S = 5.0
 EDITS = 60
 ACTIVE = 10
-LIVE_S = 20.0
+LIVE_S = 30.0  # as long as the cadence of active worktrees
+QUIET_S = 10.0
 PROJECT = "project"
 ENV = {**os.environ, "GIT_OPTIONAL_LOCKS": "0", "GIT_CONFIG_NOSYSTEM": "1", "GIT_CONFIG_GLOBAL": os.devnull}
 
@@ -124,7 +130,7 @@ def _looks(size: int) -> None:
                 time.sleep(SETTLE_S)
                 job = _job(tree, (path,))
                 cpu, wall = _cpu(), time.perf_counter()
-                seen = looker.look(job)
+                seen = look_at(job, "bench", looker)
                 if round_:
                     ours.append((_cpu() - cpu) * 1e3)
                     walls.append((time.perf_counter() - wall) * 1e3)
@@ -132,7 +138,7 @@ def _looks(size: int) -> None:
             for _ in range(10):
                 job = _job(tree, (_edit(tree, n := n + 1),))
                 cpu = _cpu()
-                looker.look(job)
+                look_at(job, "bench", looker)
                 if round_:
                     warm.append((_cpu() - cpu) * 1e3)
             for name, way in ways.items():
@@ -160,16 +166,19 @@ def _looks(size: int) -> None:
 WORKER = """
 import sys, time
 from pathlib import Path
-from benchmarks.git import NAIVE, _edit, _job, _run
+from benchmarks.git import NAIVE, _edit, _job, _run, resident
 from workers.git import Looker
 ours, seconds, trees = sys.argv[1] == "ours", float(sys.argv[2]), [Path(one) for one in sys.argv[3:]]
 cache = Path(sys.argv[3] + ".cache"); cache.mkdir(mode=0o700, exist_ok=True)
 looker = Looker(cache)
+held = []
 if ours:
     for tree in trees:
         looker.look(_job(tree))
         looker.look(_job(tree, (_edit(tree, 0),)))
-print("ready", flush=True); sys.stdin.readline()
+        held.append(resident())
+print((held[-1] - held[len(held) // 2]) / (len(held) - 1 - len(held) // 2) if len(held) > 2 else 0.0, flush=True)
+sys.stdin.readline()
 count, until = 0, time.perf_counter() + seconds
 while time.perf_counter() < until:
     tree = trees[count % len(trees)]
@@ -180,23 +189,34 @@ print(count, flush=True)
 """
 
 
+def resident() -> float:
+    """Of this process, in kB."""
+    return float(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 1000
+
+
 def _pool() -> None:
     figures.heading(f"git: refreshes per second, {POOL_TREES} worktrees of {POOL_FILES:,} files")
     with tempfile.TemporaryDirectory(prefix="tw-git-") as folder:
-        parent = Path(folder)
-        worktrees(parent, POOL_TREES, POOL_FILES)
+        parent = Path(POOL_AT or folder)
+        if not (parent / f"task-{POOL_TREES - 1}").exists():
+            worktrees(parent, POOL_TREES, POOL_FILES)
         trees = [str(parent / f"task-{n}") for n in range(POOL_TREES)]
         for workers in (1, 2):
-            rates = {}
+            rates: dict[str, list[float]] = {}
+            grown: list[float] = []
             for who in ("ours", "naive", "ours", "naive"):
-                counts = _workers(who, trees, workers)
+                counts, kept = _workers(who, trees, workers)
                 rates.setdefault(who, []).append(sum(counts) / POOL_S)
+                grown += kept if who == "ours" else []
+            if workers == 1:
+                figures.line("memory that one more worktree takes", grown, "kB")
             mine = figures.line(f"treewire, {workers} worker(s)", rates["ours"], "/s")
             theirs = figures.line(f"naive, {workers} worker(s)", rates["naive"], "/s")
             figures.ratio("treewire / naive, goal ≥ 50", mine, theirs)
 
 
-def _workers(who: str, trees: list[str], workers: int) -> list[int]:
+def _workers(who: str, trees: list[str], workers: int) -> tuple[list[int], list[float]]:
+    """How many refreshes each made, and by how much each worktree of the second half had made it grow before."""
     children = [
         subprocess.Popen(
             [sys.executable, "-c", WORKER, who, str(POOL_S), *trees[n::workers]],
@@ -204,9 +224,10 @@ def _workers(who: str, trees: list[str], workers: int) -> list[int]:
         )
         for n in range(workers)
     ]  # fmt: skip
+    grown = []
     for child in children:
         assert child.stdout is not None
-        child.stdout.readline()
+        grown.append(float(child.stdout.readline()))
     counts = []
     for child in children:
         assert child.stdin is not None
@@ -215,7 +236,7 @@ def _workers(who: str, trees: list[str], workers: int) -> list[int]:
     for child in children:
         out, _ = child.communicate()
         counts.append(int(out))
-    return counts
+    return counts, grown
 
 
 # ── a whole deployment ───────────────────────────────────────────────────────────────────────────
@@ -265,6 +286,10 @@ def _live() -> None:
         with deployment(settings, repository) as url:
             _counted(settings, 101, 60)
             time.sleep(3)
+            started = _dispatcher(settings, "git_processes")
+            time.sleep(QUIET_S)
+            started = _dispatcher(settings, "git_processes") - started
+            figures.line(f"git processes in {QUIET_S:g} s of quiet", [float(started)], "", "0")
             token = settings.token_path.read_text().strip()
             end = sockets.connect(url, token, PROJECT)
             arrived: list[int] = []
@@ -303,18 +328,30 @@ def _live() -> None:
             figures.line("edit → delta at a client: p50", [figures.percentile(shown, 0.5)], "ms", "≤ 40")
             figures.line("edit → delta at a client: p99", [figures.percentile(shown, 0.99)], "ms")
             processes = members(settings)
-            shares = []
+            shares: list[float] = []
+            parts: dict[str, list[float]] = {}
             n = EDITS
-            for _ in range(3):
-                before, from_ = sum(sum(one.cpu_times()[:4]) for one in processes), time.perf_counter()
-                while time.perf_counter() < from_ + LIVE_S / 3:
+            for window in range(4):
+                before, from_ = [sum(one.cpu_times()[:4]) for one in processes], time.perf_counter()
+                while time.perf_counter() < from_ + LIVE_S:
                     for active in range(ACTIVE):
                         _edit(parent / f"task-{active}", n := n + 1)
                     time.sleep(2)
-                spent = sum(sum(one.cpu_times()[:4]) for one in processes) - before
-                shares.append(100 * spent / (time.perf_counter() - from_))
+                lasted = time.perf_counter() - from_
+                spent = [sum(one.cpu_times()[:4]) - was for one, was in zip(processes, before, strict=True)]
+                if window:  # in the first one the worktrees only become active
+                    shares.append(100 * sum(spent) / lasted)
+                    for one, seconds in zip(processes, spent, strict=True):
+                        parts.setdefault(_name(one), []).append(100 * seconds / lasted)
             share = figures.line(f"{ACTIVE} active, an edit each 2 s: all processes", shares, "% of core", "≤ 3")
             figures.line("the same, CPU an hour", [share * 36], "s")
+            for name, of_it in parts.items():
+                figures.line(f"of it {name}", of_it, "% of core")
+
+
+def _name(process: psutil.Process) -> str:
+    command = process.cmdline()
+    return " ".join(command[command.index("run") + 1 :][:2]) if "run" in command else "supervisord"
 
 
 def _counted(settings: Settings, count: int, seconds: float) -> None:

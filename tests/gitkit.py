@@ -54,10 +54,12 @@ def commit(path: Path, files: Mapping[str, str | bytes] | None = None, message: 
     return git(path, "rev-parse", "HEAD")
 
 
-def make_repo(path: Path, files: Mapping[str, str | bytes] | None = None, *, branch: str = "main") -> Path:
+def make_repo(
+    path: Path, files: Mapping[str, str | bytes] | None = None, *, branch: str = "main", hash: str = "sha1"
+) -> Path:
     """A repository with one commit of `files` on `branch`; without files, one before its first commit."""
     path.mkdir(parents=True, exist_ok=True)
-    git(path, "init", "-q", "-b", branch)
+    git(path, "init", "-q", "-b", branch, f"--object-format={hash}")
     if files is not None:
         commit(path, files, "first")
     return path

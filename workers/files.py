@@ -66,6 +66,49 @@ class Files:
         return not any(map(os.path.lexists, self._absent))
 
 
+class Together:
+    """Several `Files` as one: what more than one of them would ask about is asked about once.
+
+    Tells only whether nothing at all has changed; if something has, each of them knows whether that concerns it.
+    """
+
+    __slots__ = ("_links", "_others")
+
+    def __init__(self, links: Iterable[tuple[str, Identity]], others: Iterable[tuple[str, Identity]]) -> None:
+        self._links, self._others = tuple(links), tuple(others)
+
+    @classmethod
+    def of(cls, each: Iterable[Files]) -> Together | None:
+        """``None`` while what they saw is too young, or is not of one state of things."""
+        links: dict[str, Identity] = {}
+        others: dict[str, Identity] = {}
+        for files in each:
+            if files.seen is None or files._around_seen is None:
+                return None
+            for known, paths, seen in (
+                (links, files._there, files._there_seen),
+                (others, files._folders, files._folders_seen),
+                (others, files._around, files._around_seen),
+            ):
+                for path, found in zip(paths, seen, strict=True):
+                    if found is None or known.setdefault(path, found) != found:
+                        return None
+        return cls(links.items(), others.items())
+
+    def same(self) -> bool:
+        lstat, stat = os.lstat, os.stat
+        try:
+            for path, seen in self._links:
+                if identity_of(lstat(path)) != seen:
+                    return False
+            for path, seen in self._others:
+                if identity_of(stat(path)) != seen:
+                    return False
+        except OSError:
+            return False
+        return True
+
+
 def _each(stat: Callable[[str], os.stat_result], paths: tuple[str, ...]) -> Seen:
     found: list[Identity | None] = []
     for path in paths:

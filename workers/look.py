@@ -41,7 +41,7 @@ from pipeline.gitdir import (
 from pipeline.runtime import spawn
 from pipeline.runtime.spawn import Deadline, Finished, GitError
 from pipeline.wire import Job
-from workers.files import Files
+from workers.files import Files, Together
 from workers.numstat import (
     Change,
     Malformed,
@@ -76,7 +76,7 @@ from workers.shadow import (
     user_configs,
 )
 from workers.table import Entry, Kind, State, Table
-from workers.walk import Unfit, open_walk
+from workers.walk import Unfit, Walk
 
 MAX_LINEAGES: Final = 4096
 TRIES: Final = 5
@@ -120,6 +120,7 @@ class Known:
     ref_files: Files
     index_file: Files
     operation_files: Files
+    still: Together | None = None  # all of these and the pin, once they are settled
 
     @property
     def against(self) -> str | None:
@@ -161,7 +162,7 @@ class Look:
         self.spawned = 0
         self.moved = False  # whether more than files of the tree was seen to change
         self.told: Collection[bytes] = ()
-        self._stack = ExitStack()
+        self._held: ExitStack | None = None
         self._ready = False
         self._shown_tail: bytes | None = None
         self._known: Known | None = None
@@ -218,29 +219,42 @@ class Look:
         Raises `Unfit`, `Lacking`, and what a full look raises; what is known is then not to be used again.
         """
         self._known = known
-        with self._stack:
-            if pin_of(self.job) != known.pin:
-                raise Unfit("pinned changed")
+        try:
             if self.job.base != known.base_name:
                 raise Unfit("base changed")
-            if not known.settings_files.same():
-                raise Unfit("settings")
-            scope = known.scope
             objects = self.looker.objects(self.dirs.common_dir)
-            objects.check(self.looker.packs)
-            if not scope.opened:
-                scope.open(objects, known.against, known.head.head)
             paths = set(self.job.paths)
-            moved = self._follow_refs(known)
-            paths |= self._follow_index(known, moved)
-            if not known.operation_files.same():
-                known.operation_files = self._operation_files()
-                known.operation = read_operation(self.dirs.git_dir)
+            if known.still is None or not known.still.same():
+                paths |= self._follow(known, objects)
             if paths:
-                with open_walk(self.job.worktree) as walk:
-                    look = ScopedLook(scope, walk, self)
+                with Walk(self.job.worktree) as walk:
+                    look = ScopedLook(known.scope, walk, self)
                     self.told = look.told
                     look.take(paths)
+        finally:
+            if self._held is not None:
+                self._held.close()
+
+    def _follow(self, known: Known, objects: Objects) -> set[bytes]:
+        """Take up what the git directory's files say; returns the paths that these concern."""
+        known.still = None
+        pinned = Files([f"{self.job.worktree}/.git"], [self.job.git_dir])
+        if pin_of(self.job) != known.pin:
+            raise Unfit("pinned changed")
+        if not known.settings_files.same():
+            raise Unfit("settings")
+        scope = known.scope
+        objects.check(self.looker.packs)
+        if not scope.opened:
+            scope.open(objects, known.against, known.head.head)
+        paths = self._follow_index(known, self._follow_refs(known))
+        if not known.operation_files.same():
+            known.operation_files = self._operation_files()
+            known.operation = read_operation(self.dirs.git_dir)
+        if scope.hidden is not None and objects.store_files is not None:
+            files = known.settings_files, known.ref_files, known.index_file, known.operation_files
+            known.still = Together.of((pinned, *files, objects.store_files))
+        return paths
 
     def _follow_refs(self, known: Known) -> bool:
         """Whether HEAD's commit is another one. As long as the merge base is not, no line counts differently."""
@@ -305,7 +319,9 @@ class Look:
         known = self._known
         if self._ready or known is None:
             return
-        self._stack.enter_context(self.shadow.held(self.deadline))
+        if self._held is None:
+            self._held = ExitStack()
+            self._held.enter_context(self.shadow.held(self.deadline))
         self.shadow.lay_out()
         self.shadow.furnish(known.settings)
         if known.scope.hidden is None:
@@ -446,7 +462,7 @@ class Look:
     def _operation_files(self) -> Files:
         # Whatever begins or ends one makes or removes a name in the git directory.
         own = os.fspath(self.dirs.git_dir)
-        return Files([own, f"{own}/sequencer/todo", f"{own}/rebase-apply"])
+        return Files([f"{own}/sequencer/todo", f"{own}/rebase-apply"], [own])
 
     def _shown(self, name: str) -> bytes:
         """A rule file as git is shown it."""

@@ -79,7 +79,7 @@ class Objects:
         library = _library()
         self._main = common_dir / "objects"
         self._stores: tuple[str, ...] = ()
-        self._store_files: Files | None = None
+        self.store_files: Files | None = None
         self.check(seen)
         try:
             odb = library.Odb(os.fspath(common_dir / "objects"))
@@ -94,7 +94,7 @@ class Objects:
 
     def check(self, seen: dict[Path, Identity]) -> None:
         """See that what libgit2 opens by itself lets nobody wait. Raises as `check_packs`, which this is for."""
-        if self._store_files is None or not self._store_files.same():
+        if self.store_files is None or not self.store_files.same():
             stores = self._stores
             for _ in range(TRIES):
                 files = Files([f"{store}/info/alternates" for store in stores], [f"{store}/pack" for store in stores])
@@ -102,7 +102,7 @@ class Objects:
                 if self._stores == stores:
                     break
                 stores = self._stores
-            self._store_files = files
+            self.store_files = files
 
     def size(self, name: str) -> int:
         """How long an object says that it is, without unpacking it: a small file can hold a huge one."""

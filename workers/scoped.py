@@ -239,17 +239,13 @@ class ScopedLook:
     # ── what they count ──────────────────────────────────────────────────────────────────────────
 
     def _judge(self, paths: Collection[bytes]) -> None:
-        untracked = [path for path in paths if self._is_present(path) and not self._is_tracked(path)]
-        ignored = self._which_ignored(untracked)
-        present = {path for path in paths if self._is_present(path) and path not in ignored}
+        present = {path for path in paths if self._found[path].what in ("file", "link")}
+        present -= self._which_ignored([path for path in present if not self._is_tracked(path)])
         attributes = self._which_attributes(paths, present)
         for path in paths:
             self._table.put(path, self._entry(path, path in present, attributes.get(path)))
             if path in self._scope.repositories:
                 raise Unfit("nested repository")
-
-    def _is_present(self, path: bytes) -> bool:
-        return self._found[path].what in ("file", "link")
 
     def _is_tracked(self, path: bytes) -> bool:
         if path in (self._scope.hidden or ()):

@@ -8,8 +8,6 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Final, Literal, NamedTuple, TypeAlias
 
 from pipeline.gitdir import Identity, identity_of
@@ -52,14 +50,26 @@ ABSENT: Final = Found("absent")
 
 
 class Walk:
-    """One visit to a worktree. Use it in ``with open_walk(…)``."""
+    """One visit to a worktree, for ``with``. Raises `Unfit`, as all that is done with it does."""
 
-    def __init__(self) -> None:
+    def __init__(self, root: str) -> None:
+        self._root = root
         self._directories: dict[bytes, Directory | None] = {}
 
-    def start(self, root: int) -> None:
-        """At the top of the worktree, whose descriptor is closed with the others."""
-        self._enter(b"", root, None)
+    def __enter__(self) -> Walk:
+        try:
+            fd = os.open(self._root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError as error:
+            raise Unfit("unreadable") from error
+        try:
+            self._enter(b"", fd, None)
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def _enter(self, path: bytes, fd: int, above: Directory | None) -> Directory:
         # Entered into the books before anything can fail, so that the descriptor is closed in any case.
@@ -163,21 +173,6 @@ class Walk:
         self._directories.clear()
 
 
-@contextmanager
-def open_walk(root: str) -> Iterator[Walk]:
-    """Raises `Unfit`, as all that is done with it does."""
-    try:
-        fd = os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    except OSError as error:
-        raise Unfit("unreadable") from error
-    walk = Walk()
-    try:
-        walk.start(fd)
-        yield walk
-    finally:
-        walk.close()
-
-
 def _join(directory: bytes, name: bytes) -> bytes:
     return directory + b"/" + name if directory else name
 
@@ -208,6 +203,8 @@ def _read(fd: int, limit: int) -> Found:
         while left > 0 and (part := os.read(fd, min(left, max(found.st_size + 1, 4096)))):
             parts.append(part)
             left -= len(part)
+            if limit + 1 - left == found.st_size:
+                break  # more was asked for, and there was none
     except OSError as error:
         raise Unfit("unreadable") from error
     finally:

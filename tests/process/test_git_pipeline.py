@@ -16,15 +16,18 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from pipeline import bus, gitdir, wire
 from pipeline.catalog import Catalog, Worktree, open_url
+from pipeline.cli.explain import ask
 from pipeline.domain.model import Census, Life, Look, Session, Stamp
 from pipeline.follow import Follower
 from pipeline.runtime.beat import Beat, read_beat
 from pipeline.runtime.clock import CLOCK, now_ns, wall_ms
 from tests.gitkit import add_worktree, commit, git, make_repo, write
+from tests.oracle import expected
 
 pytestmark = [pytest.mark.timeout(90), pytest.mark.xdist_group("git pipeline")]
 
@@ -35,10 +38,10 @@ QUIET = {"TREEWIRE_GIT__ACTIVE_S": "600", "TREEWIRE_GIT__IDLE_S": "600"}
 class Deployment:
     """An aggregator, a dispatcher and workers on one home; this process plays the reconciler and a client."""
 
-    def __init__(self, root: Path, **settings: str) -> None:
+    def __init__(self, root: Path, hash: str, **settings: str) -> None:
         self.home = root / "home"
         self.run_dir = self.home / "run"
-        self.repo = make_repo(root / "web", {"a.txt": "one\n", "src/b.txt": "two\n"})
+        self.repo = make_repo(root / "web", {"a.txt": "one\n", "src/b.txt": "two\n"}, hash=hash)
         self.env = {**os.environ, "TREEWIRE_HOME": str(self.home), **QUIET, **settings}
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
         self.home.mkdir(mode=0o700)
@@ -175,9 +178,9 @@ class Deployment:
 
 
 @asynccontextmanager
-async def deployed(workers: int = 1, **settings: str) -> AsyncIterator[Deployment]:
+async def deployed(workers: int = 1, hash: str = "sha1", **settings: str) -> AsyncIterator[Deployment]:
     root = Path(tempfile.mkdtemp(prefix="tw-", dir="/tmp"))
-    deployment = Deployment(root, **settings)
+    deployment = Deployment(root, hash, **settings)
     try:
         for name in ("aggregator", "dispatcher"):
             deployment.start(name)
@@ -299,6 +302,43 @@ async def test_a_job_names_the_paths_that_changed_and_says_when_they_are_not_all
         write(tw.paths["a"], {".gitignore": "lib/\n"})
         await tw.shows(a, files=3, untracked=1)
         await tw.until(lambda: any("ignore file" in e.why for e in tw.events), "the rules are applied to everything")
+
+
+async def test_why_a_repository_of_sha256_has_full_looks_only_is_explained_and_counted(tmp_path: Path) -> None:
+    async with deployed(hash="sha256") as tw:
+        a = tw.worktree("a")
+        await tw.census()
+        await tw.shows(a, files=0)
+        await tw.quiet()
+        write(tw.paths["a"], {"a.txt": "edited\n", "src/new.txt": "1\n2\n"})
+        await tw.shows(a, files=2)
+        await tw.until(lambda: metric(tw, "git_full_looks", why="sha256") > 0, "its reason is counted")
+        await tw.quiet()
+        told = msgspec.structs.asdict(expected(tw.paths["a"], tmp_path))
+        assert {name: tw.git(a).get(name) for name in told} == told
+        assert metric(tw, "git_looks", scope="scoped") == 0
+        assert "sha256" in str(tw.figure("looks_full_why"))
+        assert "sha256" in str(tw.figure("fallbacks", "worker-0"))
+        assert any(event.event == "done" and event.why.endswith("; turned full: sha256") for event in tw.events)
+        explained = await ask(tw.run_dir, a, "git")
+        assert explained is not None
+        assert explained.rulings["git"][-1].look.producer == "worker-0, full: sha256"
+
+
+async def test_a_reftable_is_named_and_what_was_known_stays() -> None:
+    async with deployed() as tw:
+        a = tw.worktree("a")
+        write(tw.paths["a"], {"a.txt": "edited\n"})
+        await tw.census()
+        await tw.shows(a, files=1)
+        await tw.quiet()
+        (tw.repo / ".git/reftable").mkdir()
+        write(tw.paths["a"], {"new.txt": "1\n"})
+        await tw.until(lambda: "reftable: " in str(tw.figure("failing_why")), "it is named")
+        assert any(event.event == "failed" and event.why.startswith("reftable: ") for event in tw.events)
+        assert tw.git(a)["files"] == 1, "and nothing is guessed"
+        (tw.repo / ".git/reftable").rmdir()
+        await tw.shows(a, files=2)
 
 
 async def test_where_no_client_looks_on_the_cadence_is_slow() -> None:
@@ -513,10 +553,17 @@ async def test_both_processes_end_in_time_when_asked_even_in_the_middle_of_a_job
             await asyncio.sleep(0.02)
 
 
-def counted(tw: Deployment, outcome: str) -> bool:
+def metric(tw: Deployment, name: str, **labels: str) -> float:
+    """What the dispatcher's metrics say that it counted."""
     path = tw.run_dir / "dispatcher.prom"
+    told = ",".join(f'{key}="{value}"' for key, value in labels.items())
     text = path.read_text() if path.exists() else ""
-    return re.search(rf'treewire_jobs_total\{{outcome="{outcome}"\}} [1-9]', text) is not None
+    found = re.search(rf"^treewire_{name}_total\{{{re.escape(told)}\}} (\S+)$", text, re.MULTILINE)
+    return float(found[1]) if found is not None else 0.0
+
+
+def counted(tw: Deployment, outcome: str) -> bool:
+    return metric(tw, "jobs", outcome=outcome) > 0
 
 
 def busy(tw: Deployment) -> str | None:

@@ -88,6 +88,19 @@ def watched(worktree: Path, tmp_path: Path) -> Watched:
     return Watched(worktree, tmp_path)
 
 
+@pytest.fixture
+def rested(watched: Watched) -> Watched:
+    """Nothing has changed in the git directories for a while, so that all that a look asks about is asked at once."""
+    for content in (TEXT + "last\n", TEXT):
+        write(watched.path, {"a.txt": content})
+        settle()
+        assert watched.look().scoped
+    (known,) = watched.looker._known.values()
+    assert known.still is not None
+    assert known.still.same()
+    return watched
+
+
 # ── every corner ─────────────────────────────────────────────────────────────────────────────────
 
 
@@ -103,6 +116,13 @@ def test_every_number_is_git_s_own(watched: Watched, change: Change) -> None:
     (watched.path / "fresh.txt").unlink()
     watched.look()
     watched.check()
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES.keys())
+def test_after_a_rest_every_number_is_git_s_own_too(rested: Watched, change: Change) -> None:
+    change(rested.path)
+    rested.look()
+    rested.check()
 
 
 @pytest.mark.parametrize(
@@ -595,12 +615,29 @@ async def test_a_look_that_waits_for_ever_is_left_behind_and_another_thread_goes
         assert len(told) == 4, "and what it found is nobody's"
 
 
-def test_a_worktree_that_moved_to_another_git_directory_is_refused(watched: Watched) -> None:
-    make_repo(watched.root / "trap", {"a": "1\n"})
-    job = job_for(watched.path, full=False, paths=(b"a.txt",))
-    (watched.path / ".git").write_text(f"gitdir: {watched.root}/trap/.git\n")
+def test_a_worktree_that_moved_to_another_git_directory_is_refused(rested: Watched) -> None:
+    make_repo(rested.root / "trap", {"a": "1\n"})
+    job = job_for(rested.path, full=False, paths=(b"a.txt",))
+    (rested.path / ".git").write_text(f"gitdir: {rested.root}/trap/.git\n")
     with pytest.raises(GitError) as caught:
-        watched.looker.look(job)
+        rested.looker.look(job)
+    assert caught.value.reason == "pinned_changed"
+
+
+def test_after_a_rest_it_is_noticed_that_the_git_directory_or_what_is_packed_is_another(rested: Watched) -> None:
+    dirs = resolve(rested.path)
+    job = job_for(rested.path, full=False, paths=(b"a.txt",))
+    os.mkfifo(dirs.common_dir / "objects/pack/pack-x.idx")
+    assert rested.looker.look(job)[1:3] == (False, "unsafe file")
+    (dirs.common_dir / "objects/pack/pack-x.idx").unlink()
+    settle()
+    rested.looker.look(job)
+    assert rested.looker.look(job).scoped
+    shutil.copytree(dirs.git_dir, rested.root / "copy")
+    dirs.git_dir.rename(rested.root / "former")
+    (rested.root / "copy").rename(dirs.git_dir)
+    with pytest.raises(GitError) as caught:
+        rested.looker.look(job)
     assert caught.value.reason == "pinned_changed"
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from workers.files import SETTLED_NS, Files
+from workers.files import SETTLED_NS, Files, Together
 
 
 def settle() -> None:
@@ -109,6 +109,50 @@ def test_of_folders_it_matters_what_comes_and_goes(place: Path) -> None:
 
 def test_what_is_not_there_costs_no_question_of_its_own(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     files = watch(place)
+    asked: list[object] = []
+    lstat, stat = os.lstat, os.stat
+    monkeypatch.setattr("os.lstat", lambda path: (asked.append(path), lstat(path))[1])
+    monkeypatch.setattr("os.stat", lambda path, **kinds: (asked.append(path), stat(path, **kinds))[1])
+    assert files.same()
+    assert sorted(map(str, asked)) == [str(place), f"{place}/config", f"{place}/info", f"{place}/info/exclude"]
+
+
+def test_several_together_are_the_same_until_something_in_one_of_them_changes(place: Path) -> None:
+    def together() -> Together:
+        settle()
+        found = Together.of([watch(place), Files([f"{place}/config"], [f"{place}/info"])])
+        assert found is not None
+        return found
+
+    assert together().same()
+    for change in (
+        lambda: (place / "config").write_text("2\n"),
+        lambda: (place / "info/attributes").write_text(""),
+        (place / "own").mkdir,
+        (place / "info/pack").touch,
+        (place / "config").unlink,
+    ):
+        files = together()
+        (place / "unrelated").write_text("3\n")
+        assert files.same()
+        change()
+        assert not files.same()
+
+
+def test_several_are_not_together_while_one_is_young_or_they_saw_different_things(place: Path) -> None:
+    (place / "config").write_text("2\n")
+    assert Together.of([watch(place), Files([f"{place}/info/exclude"])]) is None
+    settle()
+    former = watch(place)
+    (place / "config").write_text("3\n")
+    settle()
+    assert Together.of([former, watch(place)]) is None
+    assert Together.of([watch(place), Files([], [f"{place}/none"])]) is None, "what is not there cannot be compared"
+
+
+def test_what_several_would_ask_about_is_asked_about_once(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = Together.of([watch(place), Files([f"{place}/config", f"{place}/info/more"], [str(place)])])
+    assert files is not None
     asked: list[object] = []
     lstat, stat = os.lstat, os.stat
     monkeypatch.setattr("os.lstat", lambda path: (asked.append(path), lstat(path))[1])
