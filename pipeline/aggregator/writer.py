@@ -41,7 +41,8 @@ class Writer:
         self.epoch = epoch
         self.relooks = Relooks()
         self.bad = 0
-        self.looks: dict[tuple[str, str], int] = {}  # (kind, verdict) → how many
+        self._looks: dict[tuple[str, str], int] = {}  # (kind, verdict) → how many
+        self._uncounted: dict[tuple[str, str], int] = {}  # (group, verdict) → how many since
         self.drift: dict[str, int] = {}
         self.censuses = 0
         self.held = 0
@@ -53,12 +54,21 @@ class Writer:
         self._beats = 0
         self._alive_ns = self._beat_ns = now_ns()  # whoever is there has this long to say so
 
+    @property
+    def looks(self) -> dict[tuple[str, str], int]:
+        """How many looks there were by (kind, verdict)."""
+        for (group, verdict), count in self._uncounted.items():
+            counted = (kind_of(group) if verdict != "foreign" else "", verdict)
+            self._looks[counted] = self._looks.get(counted, 0) + count
+        self._uncounted.clear()
+        return self._looks
+
     # ── the queue ────────────────────────────────────────────────────────────────────────────────
 
     def take(self, batch: list[list[bytes]]) -> list[wire.Delta]:
         """Admit one batch of raw messages, in order of arrival; publishes and returns the deltas it made."""
         wall_ms = self._wall_ms()
-        admit, decode = self.store.admit, wire.decode_ingress
+        admit, decode, ruled = self.store.admit, wire.decode_ingress, self._ruled
         for frames in batch:
             try:
                 message = decode(frames[-1])
@@ -66,7 +76,7 @@ class Writer:
                 self.bad += 1
                 continue
             if type(message) is Look:
-                self._ruled(message, admit(message, wall_ms), wall_ms)
+                ruled(message, admit(message, wall_ms), wall_ms)
             elif type(message) is Census:
                 self._take_census(message, wall_ms)
             elif type(message) is wire.Interest:
@@ -78,12 +88,13 @@ class Writer:
 
     def _ruled(self, look: Look, ruling: Ruling, wall_ms: int) -> None:
         verdict = ruling.verdict
-        counted = (kind_of(look.group) if verdict != "foreign" else "", verdict)
-        self.looks[counted] = self.looks.get(counted, 0) + 1
-        if verdict == "overlap" or verdict == "wrong_key":
+        counted = (look.group, verdict)
+        self._uncounted[counted] = self._uncounted.get(counted, 0) + 1
+        if verdict == "applied" or verdict == "confirmed":
+            if self.relooks.wanted:
+                self.relooks.settle(look.workspace, look.group)
+        elif verdict == "overlap" or verdict == "wrong_key":
             self.relooks.want(look.workspace, look.group, self._now_ns())
-        elif self.relooks and (verdict == "applied" or verdict == "confirmed"):
-            self.relooks.settle(look.workspace, look.group)
         if self._tap.watched:
             topic = wire.project_topic(look.project)
             self._tap.publish(topic, wire.Ruled(look, verdict, ruling.cause, wall_ms))

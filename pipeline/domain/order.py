@@ -7,14 +7,13 @@ row's revision), that order is better evidence than any clock and decides first.
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
+from msgspec import Struct
 from msgspec.structs import replace
 
 from pipeline.domain.model import Look, Stamp, Verdict
 
 
-class Ruling(NamedTuple):
+class Ruling(Struct, frozen=True, gc=False):
     """What became of a look, and why, in words for ``explain``."""
 
     verdict: Verdict

@@ -17,24 +17,24 @@ Subject = tuple[str, str]
 
 class Relooks:
     def __init__(self) -> None:
-        self._due: dict[Subject, tuple[int, int]] = {}  # subject → (when, how long it waited)
+        self.wanted: dict[Subject, tuple[int, int]] = {}  # subject → (when it is due, how long it waited)
 
     def __len__(self) -> int:
-        return len(self._due)
+        return len(self.wanted)
 
     def want(self, workspace: str, group: str, now_ns: int) -> None:
         """Looks at this group disagree. Asking twice changes nothing."""
-        if (workspace, group) not in self._due and len(self._due) < CAP:
-            self._due[workspace, group] = (now_ns + FIRST_NS, FIRST_NS)
+        if (workspace, group) not in self.wanted and len(self.wanted) < CAP:
+            self.wanted[workspace, group] = (now_ns + FIRST_NS, FIRST_NS)
 
     def settle(self, workspace: str, group: str) -> None:
         """A look was applied or confirmed, or the group is gone."""
-        self._due.pop((workspace, group), None)
+        self.wanted.pop((workspace, group), None)
 
     def due(self, now_ns: int) -> list[Subject]:
         """What to ask for now; each is asked for again after twice the time."""
-        asked = [subject for subject, (when, _) in self._due.items() if when <= now_ns]
-        for subject in asked:
-            waited = min(2 * self._due[subject][1], LONGEST_NS)
-            self._due[subject] = (now_ns + waited, waited)
-        return asked
+        due = [subject for subject, (when, _) in self.wanted.items() if when <= now_ns]
+        for subject in due:
+            waited = min(2 * self.wanted[subject][1], LONGEST_NS)
+            self.wanted[subject] = (now_ns + waited, waited)
+        return due

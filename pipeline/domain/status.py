@@ -79,13 +79,13 @@ def derive(groups: Mapping[str, Any]) -> Status:
 
     Checks of another pull request or head never get here: the store refuses them (``wrong_key``).
     """
-    sessions = [value for value in groups.values() if type(value) is Session]
+    return _ROWS[_code(groups)]
+
+
+def _code(groups: Mapping[str, Any]) -> str:
     get = groups.get
-    return _ROWS[_code(get("life", _NO_LIFE), get("pr"), get("ci"), get("ratchet", _NO_RATCHET), sessions)]
-
-
-def _code(life: Life, pr: Pr | None, ci: Ci | None, ratchet: Ratchet, sessions: list[Session]) -> str:
-    phase = life.phase
+    phase: str = get("life", _NO_LIFE).phase
+    pr = get("pr")
     if phase == "archiving" or phase == "archived":
         return phase
     if pr is not None:
@@ -93,10 +93,10 @@ def _code(life: Life, pr: Pr | None, ci: Ci | None, ratchet: Ratchet, sessions: 
             return "merged"
         if pr.state == "closed":
             return "pr_closed"
-    states = [session.state for session in sessions]
+    states = [value.state for value in groups.values() if type(value) is Session]
     if "waiting" in states:
-        return _waiting(sessions)
-    if "error" in states or ("exited" in states and any(s.crashed and s.state == "exited" for s in sessions)):
+        return _waiting(_sessions(groups))
+    if "error" in states or ("exited" in states and any(s.crashed for s in _sessions(groups) if s.state == "exited")):
         return "session_error"
     if phase == "new" or phase == "provisioning":
         return "setting_up"
@@ -106,13 +106,18 @@ def _code(life: Life, pr: Pr | None, ci: Ci | None, ratchet: Ratchet, sessions: 
         return "agent_working"
     if "starting" in states:
         return "starting_session"
+    ratchet = get("ratchet", _NO_RATCHET)
     if ratchet.iterating:
         return "auto_iterating"
     if pr is not None and (pr.state == "open" or pr.state == "draft"):
-        return _open_pr(pr, ci, ratchet)
+        return _open_pr(pr, get("ci"), ratchet)
     if "unknown" in states:
         return "session_unknown"
-    return "ready_for_next_prompt" if sessions else "no_session_started"
+    return "ready_for_next_prompt" if states else "no_session_started"
+
+
+def _sessions(groups: Mapping[str, Any]) -> Iterable[Session]:
+    return (value for value in groups.values() if type(value) is Session)
 
 
 def _waiting(sessions: Iterable[Session]) -> str:

@@ -20,6 +20,8 @@ from __future__ import annotations
 
 from collections import OrderedDict, deque
 from collections.abc import Mapping
+from functools import cache
+from itertools import repeat
 from typing import Final, NamedTuple, TypeAlias
 
 from msgspec import Struct
@@ -36,6 +38,7 @@ from pipeline.domain.model import (
     Look,
     Session,
     Stamp,
+    Status,
     Value,
     kind_of,
 )
@@ -162,57 +165,54 @@ class Store:
 
     def admit(self, look: Look, wall_ms: int) -> Ruling:
         """Judge one look and take it in if it is newer. `wall_ms` dates the change for display, no more."""
-        ruling, group = self._admit(look, wall_ms), look.group
+        ruling = self._admit(look, wall_ms)
         entry = self.entries.get(look.workspace)
-        if entry is None or group not in entry.looks:
-            history = self.lost  # a group that does not exist here keeps no history of its own
-        elif (known := entry.history.get(group)) is not None:
-            history = known
-        else:
-            history = entry.history[group] = deque(maxlen=EXPLAIN_DEPTH)
+        history = None if entry is None else entry.history.get(look.group)
+        if history is None:
+            history = self._begin_history(entry, look.group)
         if (
             ruling.verdict == "confirmed"
             and history
             and (last := history[-1]).ruling == ruling
-            and last.look.group == group
+            and last.look.group == look.group
         ):
             history[-1] = self._told(look, ruling, wall_ms, last.times + 1)
-        else:
-            history.append(self._told(look, ruling, wall_ms))
+            return ruling
+        self._rulings += 1
+        history.append(Told(look, ruling, wall_ms, self._rulings))
         return ruling
+
+    def _begin_history(self, entry: Entry | None, group: str) -> deque[Told]:
+        if entry is None or group not in entry.looks:
+            return self.lost  # a group that does not exist here keeps no history of its own
+        history = entry.history[group] = deque(maxlen=EXPLAIN_DEPTH)
+        return history
 
     def _told(self, look: Look, ruling: Ruling, wall_ms: int, times: int = 1) -> Told:
         self._rulings += 1
         return Told(look, ruling, wall_ms, self._rulings, times)
 
     def _admit(self, look: Look, wall_ms: int) -> Ruling:
-        group = look.group
-        kind = kind_of(group)
-        value = look.value
-        if not (group.isascii() and len(group) <= NAME_MAX) or group in NO_SESSION:
-            return BAD_NAME
-        if value is None:
-            if kind != "session":
-                return WRONG_TYPE
-        elif type(value) is not KINDS.get(kind):
-            return WRONG_TYPE
-        if look.source not in OWNERS[kind]:
-            return NOT_OWNER
-        if look.stamp.ended < look.stamp.began:
-            return BAD_STAMP
+        group, value, stamp = look.group, look.value, look.stamp
         entry = self.entries.get(look.workspace)
+        current = None if entry is None else entry.looks.get(group)
+        # If it comes from the same source and is of the same type as the current one, that one was judged by this.
+        known = current is not None and look.source == current.source and type(value) is type(current.value)
+        if (not known or value is None) and (refused := _refuse(look)) is not None:
+            return refused
+        if stamp.ended < stamp.began:
+            return BAD_STAMP
         if entry is None or look.incarnation != entry.incarnation:
             return self._admit_identity(entry, look, wall_ms)
-        if kind == "ci":
-            pr = entry.looks.get("pr")
-            if look.key != (None if pr is None else pr.key):
-                return WRONG_KEY
-        current = entry.looks.get(group)
-        if kind == "session" and group not in entry.values:
-            if current is None and look.stamp.began <= entry.session_fence:
+        if group not in entry.values and group.startswith(SESSION_PREFIX):
+            if current is None and stamp.began <= entry.session_fence:
                 return ENDED
             if value is not None and (refused := self._refuse_session(entry, look)) is not None:
                 return refused
+        elif group == "ci":
+            pr = entry.looks.get("pr")
+            if look.key != (None if pr is None else pr.key):
+                return WRONG_KEY
         ruling = order.weigh(current, look)
         if ruling.verdict == "applied":
             return self._apply(entry, current, look, ruling, wall_ms)
@@ -255,6 +255,7 @@ class Store:
         if entry is not None:
             self._bury(look.workspace, look.stamp, final=True)
         self.tombstones.pop(look.workspace, None)
+        self.ledger(look.project)  # whoever has an entry has one
         newborn = self.entries[look.workspace] = Entry(look.project, look.incarnation)
         return self._apply(newborn, None, look, order.FIRST, wall_ms)
 
@@ -321,8 +322,9 @@ class Store:
             before = entry.values.get("status")
             if derived is not before:  # there is one of each
                 entry.values["status"] = derived
-                changes.append(("status", _changed(before, derived, at)))
-        self.ledger(entry.project).write(workspace, changes)
+                changes.append(("status", _restated(before, derived) | {"changed_at": at}))
+        self.touched.add(entry.project)
+        self.projects[entry.project].write(workspace, changes)
 
     # ── leases ───────────────────────────────────────────────────────────────────────────────────
 
@@ -548,6 +550,19 @@ class Store:
         return {name: rulings[-EXPLAIN_DEPTH:] for name, rulings in told.items() if not group or name == group}
 
 
+def _refuse(look: Look) -> Ruling | None:
+    """Why this source may not say this of this group, whatever is known of the workspace."""
+    group, value, kind = look.group, look.value, kind_of(look.group)
+    if not (group.isascii() and len(group) <= NAME_MAX) or group in NO_SESSION:
+        return BAD_NAME
+    if value is None:
+        if kind != "session":
+            return WRONG_TYPE
+    elif type(value) is not KINDS.get(kind):
+        return WRONG_TYPE
+    return None if look.source in OWNERS[kind] else NOT_OWNER
+
+
 def _found_again(tombstone: Tombstone, look: Look) -> bool:
     """An absence is undone by a look that began after it; an archive is not."""
     return (
@@ -565,16 +580,17 @@ def _before(stamp: Stamp, census: Stamp) -> bool:
 
 def _changed(old: Group | None, new: Group, at_ms: int) -> dict[str, object]:
     """The fields in which two values of a group differ, and when that came about."""
-    fields = new.__struct_fields__
-    if old is None:
-        changes: dict[str, object] = {
-            field: value for field, value in zip(fields, astuple(new), strict=True) if value is not None
-        }
-    else:
-        changes = {
-            field: value
-            for field, value, before in zip(fields, astuple(new), astuple(old), strict=True)
-            if value != before
-        }
-    changes["changed_at"] = at_ms
+    changes: dict[str, object] = {"changed_at": at_ms}
+    former = repeat(None) if old is None else astuple(old)
+    for field, value, before in zip(new.__struct_fields__, astuple(new), former, strict=False):
+        if value is not before and value != before:
+            changes[field] = value
     return changes
+
+
+@cache
+def _restated(old: Group | None, new: Status) -> dict[str, object]:
+    """The fields in which two statuses differ; there is one status for each row of the table, so few pairs."""
+    fields = _changed(old, new, 0)
+    del fields["changed_at"]
+    return fields

@@ -14,6 +14,7 @@ The aggregator's store and every follower hold the same thing, a `Ledger`:
 
 from __future__ import annotations
 
+import sys
 from collections import OrderedDict, deque
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
@@ -26,21 +27,28 @@ from pipeline.domain.model import SESSION_PREFIX
 GONE_CAP: Final = 1024
 EMPTY_GROUPS_CAP: Final = 32
 STEPS_CAP: Final = 64
+NEVER: Final = sys.maxsize
 
 Fields = dict[str, tuple[Any, int]]
 
 
 class Group:
-    """The fields of one group: values, and for each field that ever had one its version."""
+    """The fields of one group: values, and for each field that ever had one its version.
 
-    __slots__ = ("values", "version", "versions")
+    ``last`` is the change that led from version ``before`` to ``version``, where that is known and the group not empty.
+    """
+
+    __slots__ = ("before", "last", "values", "version", "versions")
 
     def __init__(self) -> None:
         self.values: dict[str, Any] = {}
         self.versions: dict[str, int] = {}
         self.version = 0
+        self.before = NEVER
+        self.last: Mapping[str, Any] = {}
 
     def set(self, changes: Mapping[str, Any], version: int) -> None:
+        """Take over `changes`, which are not to be changed any more."""
         values, versions = self.values, self.versions
         for field, value in changes.items():
             if value is None:
@@ -48,13 +56,14 @@ class Group:
             else:
                 values[field] = value
             versions[field] = version
-        self.version = version
+        self.before = self.version if values else NEVER
+        self.version, self.last = version, changes
 
     def clear(self, version: int) -> None:
         for field in self.values:
             self.versions[field] = version
         self.values.clear()
-        self.version = version
+        self.before, self.version = NEVER, version
 
     def since(self, version: int) -> dict[str, Any] | None:
         """Fields changed after `version`; ``None`` if the group as a whole is empty now."""
@@ -84,7 +93,12 @@ class Entry:
         patch: dict[str, Any] = {}
         for name, group in self.groups.items():
             if group.version > version:
-                _place(patch, name, group.since(version))
+                # Most cursors lie between a group's last two changes: then its last change is the answer.
+                value = group.last if version >= group.before else group.since(version)
+                if name.startswith(SESSION_PREFIX):
+                    _place(patch, name, value)
+                else:
+                    patch[name] = value
         return patch
 
     def state(self) -> dict[str, Any]:
@@ -135,8 +149,7 @@ class Ledger:
 
     def write(self, workspace: str, changes: Iterable[tuple[str, Mapping[str, Any] | None]]) -> int:
         """Set fields of groups (``None`` clears a field, or the whole group) as one new version."""
-        self.version += 1
-        self._write(workspace, changes, self.version)
+        self._write(workspace, changes, self.version + 1)
         return self.version
 
     def remove(self, workspace: str) -> int:
@@ -152,7 +165,7 @@ class Ledger:
         What a group or workspace held when it left is not known if it changed within the same step: so for
         cursors from within such a step there is no answer.
         """
-        leaves = False
+        leaves, before = False, self.version
         for workspace, entry_patch in patch.items():
             if entry_patch is None:
                 leaves = True
@@ -162,8 +175,8 @@ class Ledger:
                 flat = list(_flat(entry_patch))
                 leaves = leaves or any(fields is None for _, fields in flat)
                 self._write(workspace, flat, to)
-        if leaves and to > self.version + 1:
-            self._steps.append((self.version, to))
+        if leaves and to > before + 1:
+            self._steps.append((before, to))
             if len(self._steps) > STEPS_CAP:
                 self.floor = max(self.floor, self._steps.popleft()[1])
         self.version = to
@@ -176,6 +189,7 @@ class Ledger:
             self._revive(workspace, entry)
         else:
             self.entries.move_to_end(workspace)
+        self.version = version
         groups = entry.groups
         for name, fields in changes:
             group = groups.get(name) or entry.group(name)

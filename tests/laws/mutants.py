@@ -376,8 +376,10 @@ MUTANTS: Final = (
         "if False:",
     ),
     Mutant("wrong copy keeps itself", "replica", "            self._wrong = True\n", ""),
-    Mutant("relook never slows down", "relook", "min(2 * self._due[subject][1], LONGEST_NS)", "self._due[subject][1]"),
-    Mutant("relook begins anew each time", "relook", "(workspace, group) not in self._due and ", ""),
+    Mutant(
+        "relook never slows down", "relook", "min(2 * self.wanted[subject][1], LONGEST_NS)", "self.wanted[subject][1]"
+    ),
+    Mutant("relook begins anew each time", "relook", "(workspace, group) not in self.wanted and ", ""),
 )
 
 
