@@ -63,6 +63,7 @@ class Change(Struct, frozen=True):
     health: Mapping[str, Any]
     hash: str
     heard_ns: int
+    proven_ns: int = 0
 
     @property
     def is_verified(self) -> bool:
@@ -72,15 +73,22 @@ class Change(Struct, frozen=True):
         """How long ago the server last confirmed this."""
         return (now_ns() - self.heard_ns) / SECOND
 
+    def proof_age_s(self) -> float:
+        """How long ago what was held had last the server's hash."""
+        return (now_ns() - self.proven_ns) / SECOND
 
-async def subscribe(url: str, project: str, *, token: str) -> AsyncGenerator[Change, None]:
+
+async def subscribe(url: str, project: str, *, token: str, every_proof: bool = False) -> AsyncGenerator[Change, None]:
     """The changes of a project, for ever; after ``state == "gone"`` there are no more.
 
-    `url` is the server's, as in the file ``url`` of its home. Raises `Refused` where trying again would not help,
-    `ValueError` for an address that is none.
+    `url` is the server's, as in the file ``url`` of its home. With `every_proof` each heartbeat that proves what is
+    held is told as ``verified``, and not only the first one at a version.
+
+    Raises `Refused` where trying again would not help, `ValueError` for an address that is none.
     Whoever leaves the loop before its end closes it: ``async with contextlib.aclosing(subscribe(…)) as changes``.
     """
     follower = _Follower(url, project, token)
+    follower.copy.tells_all = every_proof
     task = asyncio.create_task(follower.run(), name=f"treewire {project}")
     task.add_done_callback(lambda _: follower.news.set())
     try:
@@ -131,6 +139,7 @@ class _Follower:
             health=copy.health,
             hash=copy.hash(),
             heard_ns=copy.heard,
+            proven_ns=copy.proven,
         )
 
     def _tell(self, answer: Answer) -> None:

@@ -55,10 +55,12 @@ class Copy:
         self.version = -1
         self.complete = True
         self.verified = -1
+        self.tells_all = False  # proofs that are no news too
         self.state: Standing = "connecting"
         self.health: dict[str, Any] = {}
         self.heard = 0
         self.heard_here = False  # on this connection
+        self.proven = 0  # when what was held had last the server's hash
         self.beat = 0  # when the last heartbeat came, or the greeting
         self.heartbeat_ms = 0
         self.malformed = 0
@@ -145,7 +147,7 @@ class Copy:
         self._dirty |= changed
         answer = Answer()
         if self.hash() == frame.hash:
-            self.verified = frame.version
+            self.verified, self.proven = frame.version, now
         else:
             answer = self._ask("hash", now)
         self._stand("live")
@@ -192,8 +194,8 @@ class Copy:
         if mark.hash != self.hash():
             self.verified = -1
             return self._ask("hash", now)
-        news = self.verified != mark.version or self.complete != mark.complete
-        self.verified, self.complete = mark.version, mark.complete
+        news = self.tells_all or self.verified != mark.version or self.complete != mark.complete
+        self.verified, self.proven, self.complete = mark.version, now, mark.complete
         return Answer("verified" if news else None)
 
     def _mistrust(self, data: str | bytes, now: int) -> Answer:

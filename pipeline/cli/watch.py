@@ -30,9 +30,10 @@ _SHOWN = ("files", "insertions", "deletions", "ahead", "behind")
 @click.argument("project", default="")
 @click.option("--plain", is_flag=True, help="Lines, also where there is a terminal.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object per line.")
+@click.option("--bell", is_flag=True, help="On the board: ring when somebody has come to need you (key b).")
 @click.option("--url", default="", help="The gateway's address, if it is not this home's own.")
 @click.pass_obj
-def watch(settings: Settings, project: str, plain: bool, as_json: bool, url: str) -> None:
+def watch(settings: Settings, project: str, plain: bool, as_json: bool, bell: bool, url: str) -> None:
     """Show PROJECT (id, name or path), or all projects, as a client of the gateway sees them, until q or Ctrl-C.
 
     On a terminal this is the board: who needs you, what works, waits and is done; ? tells its keys. It needs the extra:
@@ -60,7 +61,7 @@ def watch(settings: Settings, project: str, plain: bool, as_json: bool, url: str
     if on_board:
         from pipeline.cli.board import app
 
-        gone = _valid(lambda: app.show(address, token, id_))
+        gone = _valid(lambda: app.show(address, token, id_, bell))
         if gone:
             raise unknown or _gone(gone)
         return

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -51,6 +52,13 @@ class Site:
         """As the kernel would: no goodbye to anybody."""
         self.children[name].kill()
         self.children[name].wait()
+
+    def hold(self, name: str) -> None:
+        """It stands still, and everybody's connection to it stays."""
+        self.children[name].send_signal(signal.SIGSTOP)
+
+    def let_go(self, name: str) -> None:
+        self.children[name].send_signal(signal.SIGCONT)
 
     def stop(self) -> None:
         for child in self.children.values():

@@ -12,7 +12,7 @@ from typing import Any, Final
 import aiohttp
 
 from benchmarks.deployment import deployment, until, worktrees
-from pipeline.cli.deployment import members
+from pipeline.cli.deployment import members, watchdog_notes
 from pipeline.runtime.settings import Settings
 from tests.journeys.client import Client
 
@@ -51,6 +51,7 @@ class Whole:
         """Everything is there and was looked at, and every process is well."""
         await client.until(lambda c: len(c.state) == 3 and all("git" in entry for entry in c.state.values()), WELL_S)
         await self.until(lambda: not self.ill(), "all to be well")
+        await self.until(lambda: watchdog_notes(self.settings.run_dir).get("pid"), "the watchdog's first tick")
 
     async def until(self, condition: Callable[[], Any], what: str) -> None:
         await asyncio.to_thread(until, condition, WELL_S, what)
@@ -60,7 +61,7 @@ class Whole:
 
     def figure(self, process: str, name: str) -> int:
         found = next(one for one in members(self.settings) if one.name == process)
-        return int(found.beat.figures[name]) if found.beat is not None else 0
+        return int(found.beat.figures.get(name, 0)) if found.beat is not None else 0
 
     async def post(self, client: Client) -> tuple[int, str]:
         """Report something new of a session; the answer's status, and the name by which it is known."""

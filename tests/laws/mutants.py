@@ -377,6 +377,18 @@ MUTANTS: Final = (
     ),
     Mutant("wrong copy keeps itself", "replica", "            self._wrong = True\n", ""),
     Mutant(
+        "a group's last change answers every cursor",
+        "versioned",
+        "group.last if version >= group.before else group.since(version)",
+        "group.last",
+    ),
+    Mutant(
+        "a group that was emptied field by field is answered by its last change",
+        "versioned",
+        "self.before = self.version if values else NEVER",
+        "self.before = self.version",
+    ),
+    Mutant(
         "relook never slows down", "relook", "min(2 * self.wanted[subject][1], LONGEST_NS)", "self.wanted[subject][1]"
     ),
     Mutant("relook begins anew each time", "relook", "(workspace, group) not in self.wanted and ", ""),

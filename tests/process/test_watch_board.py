@@ -118,7 +118,7 @@ async def test_the_board_goes_from_a_skeleton_to_cards_and_follows_each_change(s
         assert "4 min" in screen.lines("needs")
         await screen.until(lambda: "✓ verified" in screen.lines("bar"), "the version is verified")
         held = screen.app.live.of("web")[0]
-        assert f"● live · v{held.version} ✓ verified" in screen.lines("bar")
+        assert f"● live · v{held.version} ✓ verified 0 s ago" in screen.lines("bar")
         assert "1 needs you" in screen.lines("bar")
         site.look("login", "git", worked(4, 1340, 8, 3, 1, operation="rebase", conflicted=2))
         await screen.until(lambda: "+1,340 −8  4 files" in screen.column("working"), "the change")
@@ -166,6 +166,56 @@ async def test_keys_go_through_the_cards_open_them_and_choose_a_project(workday:
         assert len(app.screen_stack) == 2
         await screen.press("escape", "q")
         assert not app.is_running or app.return_code in (None, 0)
+
+
+async def test_the_bar_tells_how_old_the_proof_is_and_a_heartbeat_renews_it(site: Site) -> None:
+    three(site)
+    async with board(site) as screen:
+        await screen.until(lambda: "✓ verified" in screen.lines("bar"), "a proof")
+        version, first = screen.app.live.of("web")[0].version, screen.app.live.of("web")[0].proven_ns
+        await screen.until(lambda: screen.app.live.of("web")[0].proven_ns > first, "the next heartbeat's proof")
+        assert screen.app.live.of("web")[0].version == version
+        site.hold("gateway")
+        await screen.until(
+            lambda: "● live" in screen.lines("bar") and "✓ verified 2 s ago" in screen.lines("bar"), "age"
+        )
+        site.let_go("gateway")
+        await screen.until(lambda: "✓ verified 0 s ago" in screen.lines("bar"), "a proof again")
+
+
+async def test_the_bell_rings_for_who_comes_to_need_the_user_and_for_nobody_else(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rung: list[str] = []
+    monkeypatch.setattr(BoardApp, "bell", lambda app: rung.append(app.live.entry("web", "login")["life"]["name"]))
+    three(site)
+    async with board(site) as screen:
+        await screen.until(lambda: "search" in screen.lines("needs"), "who needed the user before he came")
+        await screen.press("b")
+        assert "bell" in screen.lines("bar")
+        site.look("login", "git", worked(9, 9, 9, 9, 9))
+        await screen.until(lambda: "+9 −9" in screen.column("working"), "a change that needs nobody")
+        assert rung == []
+        site.look("login", "session:s1", PERMISSION)
+        await screen.until(lambda: rung == ["login"], "the bell")
+        await screen.press("b")
+        assert "bell" not in screen.lines("bar")
+        site.look("docs", "session:s1", PERMISSION)
+        await screen.until(lambda: "docs" in screen.lines("needs"), "another one, in silence")
+        assert rung == ["login"]
+
+
+async def test_brackets_go_through_the_projects_one_by_one(workday: Site) -> None:
+    async with board(workday) as screen:
+        app = screen.app
+        await screen.until(lambda: app.arranged.total == 14, "all cards")
+        first, *_, last = [one.id for one in app.live.projects]
+        await screen.press("right_square_bracket")
+        assert app.project == first
+        await screen.press("left_square_bracket")
+        assert app.project == ""
+        await screen.press("left_square_bracket")
+        assert app.project == last
 
 
 async def test_the_search_narrows_the_board_and_says_if_nothing_is_left(workday: Site) -> None:

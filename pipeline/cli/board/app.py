@@ -24,6 +24,7 @@ from pipeline.cli.board.words import age, count, printable
 
 RENDER_S: Final = 0.2
 AGES_S: Final = 1.0
+BELL_S: Final = 2.0
 DOTS: Final[dict[Connection, str]] = {"live": "good", "refused": "fail", "loading": "quiet", "connecting": "call"}
 NO_PROJECT: Final = (
     "No repository is followed yet.",
@@ -60,13 +61,16 @@ class BoardApp(App[Ended]):
         Binding("enter", "open", "why"),
         Binding("slash", "search", "search", key_display="/"),
         Binding("p", "projects", "project"),
+        Binding("left_square_bracket", "turn(-1)", show=False),
+        Binding("right_square_bracket", "turn(1)", show=False),
+        Binding("b", "ring", "bell", show=False),
         Binding("t", "colours", "colours", show=False),
         Binding("question_mark", "help", "keys", key_display="?"),
         Binding("escape", "clear", show=False),
         Binding("q,ctrl+c", "end", "quit", key_display="q"),
     ]
 
-    def __init__(self, url: str, token: str, project: str = "") -> None:
+    def __init__(self, url: str, token: str, project: str = "", bell: bool = False) -> None:
         super().__init__()
         self.register_theme(DARK)
         self.register_theme(LIGHT)
@@ -75,6 +79,7 @@ class BoardApp(App[Ended]):
         self.project = project
         self.asked = project
         self.looked_for = ""
+        self.rings = bell
         self.picked: Key | None = None
         self.column = "waiting"
         self.renders = 0
@@ -90,6 +95,8 @@ class BoardApp(App[Ended]):
         self._timer: asyncio.TimerHandle | None = None
         self._due = float("inf")
         self._last = float("-inf")
+        self._calls, self._rang = 0, float("-inf")
+        self._waits = True
 
     def get_theme_variable_defaults(self) -> dict[str, str]:
         return DARK.variables
@@ -159,11 +166,20 @@ class BoardApp(App[Ended]):
         empty = self._empty(waits, known)
         self._nothing.tell(*empty)
         base.set_class(any(empty), "empty")
-        self._bar(waits)
+        self._waits = waits
+        self._bar()
+        self._ring()
         if isinstance(self.screen, Drawer):
             self.screen.show(live.entry(*self.screen.key), stale)
 
-    def _bar(self, waits: bool) -> None:
+    def _ring(self) -> None:
+        """Where somebody has come to need the user: not more often than one can hear."""
+        called, self._calls = self.live.calls > self._calls, self.live.calls
+        if called and self.rings and self._last >= self._rang + BELL_S:
+            self._rang = self._last
+            self.bell()
+
+    def _bar(self) -> None:
         live = self.live
         connection, told = live.connection(self.project), live.of(self.project)
         name = next((one.name for one in live.projects if one.id == self.project), "")
@@ -184,14 +200,18 @@ class BoardApp(App[Ended]):
                 Bit(f" · v{told[0].version}" if len(told) == 1 else f" · {count(len(told), 'project')}", "quiet")
             )
             if all(one.is_verified for one in told):
-                right.append(Bit(" ✓ verified", "good"))
+                right.append(Bit(f" ✓ verified {age(0, _proof_ms(told))} ago", "good"))
+            elif all(one.proven_ns for one in told):
+                right.append(Bit(f" · proven {age(0, _proof_ms(told))} ago", "quiet"))
+        if self.rings:
+            right.append(Bit(" · bell", "quiet"))
         self._top.tell(Line(tuple(left), tuple(right)))
         notices = live.notices(self.project)
         lines = [
             Line((Bit(f"{one.part} {one.state} ", "fail" if one.pressing else "call"), Bit(one.means, "ink")))
             for one in sorted(notices, key=lambda one: not one.pressing)
         ]
-        if self.arranged.loading and not waits:
+        if self.arranged.loading and not self._waits:
             lines.append(Line((Bit(f"Loading {count(self.arranged.loading, 'more project')}", "quiet"),)))
         self._notices.tell(*lines)
 
@@ -214,6 +234,7 @@ class BoardApp(App[Ended]):
             return
         if self.live.is_stale(self.project):
             self._changed(False)
+        self._bar()
         for widget in (*self._columns.values(), self._needs):
             widget.refresh()
         if isinstance(self.screen, Drawer):
@@ -310,6 +331,16 @@ class BoardApp(App[Ended]):
         if self.live.projects:
             self.push_screen(Projects(self.live.projects, self.project), self._choose)
 
+    def action_turn(self, by: int) -> None:
+        """To the project beside, all of them being one."""
+        ids = ["", *(one.id for one in self.live.projects)]
+        if len(ids) > 2:
+            self._choose(ids[(ids.index(self.project) + by) % len(ids)])
+
+    def action_ring(self) -> None:
+        self.rings = not self.rings
+        self._bar()
+
     def _choose(self, project: str | None) -> None:
         if project is not None and project != self.project:
             self.project, self.asked, self.picked = project, "", None
@@ -327,13 +358,18 @@ class BoardApp(App[Ended]):
         self.exit()
 
 
-def show(url: str, token: str, project: str = "") -> str:
+def _proof_ms(told: list[Any]) -> float:
+    """How old the oldest proof is of what is shown."""
+    return max(float(one.proof_age_s()) for one in told) * 1000
+
+
+def show(url: str, token: str, project: str = "", bell: bool = False) -> str:
     """Until the user ends it. The project that was asked for, if it is not there any more; else nothing.
 
     Raises `ValueError` for an address that is none.
     """
     import_module("gateway.client").stream_url(url)
-    app = BoardApp(url, token, project)
+    app = BoardApp(url, token, project, bell)
     ended: Any = app.run()
     if app.return_code:
         raise SystemExit(app.return_code)

@@ -45,6 +45,7 @@ class Live:
         self.projects: list[Listed] = []
         self.settled = False  # whether there are no others
         self.refused = ""
+        self.calls = 0  # how often somebody has come to need the user since he looks
         self._url, self._token = url.rstrip("/"), token
         self._changed = changed
         self._preferred = prefer
@@ -162,7 +163,7 @@ class Live:
                 self._tasks[id_] = asyncio.create_task(self._follow(id_), name=f"board {id_}")
 
     async def _follow(self, project: str) -> None:
-        changes = self._client.subscribe(self._url, project, token=self._token)
+        changes = self._client.subscribe(self._url, project, token=self._token, every_proof=True)
         try:
             async with contextlib.aclosing(changes):
                 async for change in changes:
@@ -174,7 +175,10 @@ class Live:
     def _take(self, project: str, change: Any) -> None:
         before = self._told.get(project)
         old, new = (before and before.workspaces) or {}, change.workspaces or {}
-        urgent = any(_needs(old.get(name)) != _needs(new.get(name)) for name in change.changed)
+        turned = [name for name in change.changed if _needs(old.get(name)) != _needs(new.get(name))]
+        if before is not None and before.workspaces is not None:  # who needed him before he came is no news
+            self.calls += sum(_needs(new.get(name)) for name in turned)
+        urgent = bool(turned)
         if change.state == "gone":
             self.projects = [one for one in self.projects if one.id != project]
             self._tasks.pop(project, None)

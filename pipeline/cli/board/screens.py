@@ -35,6 +35,8 @@ KEYS: Final = (
     ("Esc", "close, or clear the search"),
     ("/", "search"),
     ("p", "choose a project"),
+    ("[ ]", "project before and after"),
+    ("b", "ring for who comes to need you, or do not"),
     ("t", "light or dark"),
     ("?", "these keys"),
     ("q", "end"),
