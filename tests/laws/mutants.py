@@ -389,6 +389,12 @@ MUTANTS: Final = (
         "self.before = self.version",
     ),
     Mutant(
+        "who said it before may say that there is nothing",
+        "store",
+        "(not known or value is None) and ",
+        "not known and ",
+    ),
+    Mutant(
         "relook never slows down", "relook", "min(2 * self.wanted[subject][1], LONGEST_NS)", "self.wanted[subject][1]"
     ),
     Mutant("relook begins anew each time", "relook", "(workspace, group) not in self.wanted and ", ""),

@@ -331,6 +331,14 @@ def test_checks_before_any_pull_request_are_refused() -> None:
     assert admit(started(), ci("success", 20, K1)) is rules.WRONG_KEY
 
 
+def test_that_there_are_no_checks_is_said_by_nobody_though_they_are_unknown() -> None:
+    s = started()
+    for one in (pr(1, 20, K1), ci("success", 25, K1), pr(2, 30, K2)):
+        assert admit(s, one).verdict == "applied"
+    assert s.entries["w"].looks["ci"].value is None
+    assert admit(s, look("ci", None, 40, key=K2)) is rules.WRONG_TYPE
+
+
 @pytest.mark.parametrize("key", [K2, Key(1, "bbb"), Key(2, "aaa")])
 def test_another_pull_request_or_head_makes_the_checks_unknown_in_the_same_version(key: Key) -> None:
     s = started()
