@@ -64,13 +64,13 @@ static void put(int fd, const char *data, size_t size) {
 
 /* A client's text frame; a mask of zeros masks nothing. */
 static void say(int fd, const char *text, size_t size) {
-    char head[8] = {(char)0x81};
+    char frame[8 + 8192] = {(char)0x81};
     size_t n = 2;
-    if (size < 126) head[1] = (char)(0x80 | size);
-    else head[1] = (char)(0x80 | 126), head[2] = (char)(size >> 8), head[3] = (char)size, n = 4;
-    memset(head + n, 0, 4);
-    put(fd, head, n + 4);
-    put(fd, text, size);
+    if (size < 126) frame[1] = (char)(0x80 | size);
+    else frame[1] = (char)(0x80 | 126), frame[2] = (char)(size >> 8), frame[3] = (char)size, n = 4;
+    memset(frame + n, 0, 4);
+    memcpy(frame + n + 4, text, size);
+    put(fd, frame, n + 4 + size); /* in one piece, as clients do */
 }
 
 static long number_after(const char *body, size_t size, const char *key) {
