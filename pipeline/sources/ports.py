@@ -2,7 +2,7 @@
 
 The kernel's list of listening sockets is read again and again; whose they are, which costs more, is looked up only when
 the list has changed. A port that the kernel has chosen is nobody's address, and one that is there for a moment is
-a test's: both are left out. So are agents, which listen for their own ends.
+a test's: both are left out. So are agents, which listen for their own ends, and treewire itself.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import psutil
 
 from pipeline.catalog import Observed
 from pipeline.domain.model import Look, Run, Stamp
+from pipeline.runtime.supervisor import supervised
 from pipeline.sources.desk import Where
 
 LISTS: Final = ("/proc/net/tcp", "/proc/net/tcp6")
@@ -151,8 +152,13 @@ def _whose(ports: Collection[int], agents: Collection[int]) -> list[Served]:
     for pid, port in owners:
         try:
             process = psutil.Process(pid)
-            if pid not in agents and process.uids().effective == os.getuid():
+            if pid not in agents and process.uids().effective == os.getuid() and not _is_ours(process):
                 found.append(Served(process.cwd(), port))
         except (psutil.Error, OSError):
             continue
     return found
+
+
+def _is_ours(process: psutil.Process) -> bool:
+    """Whether the supervisord that started this process started that one too."""
+    return supervised() and process.ppid() == os.getppid()

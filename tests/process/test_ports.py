@@ -152,3 +152,16 @@ def test_an_agent_that_listens_is_no_server_of_its_worktree(repo) -> None:
             assert server.poll() is None
         assert Served(str(repo), port) not in sweeps.sweep([server.pid])
         server.kill()
+
+
+def test_what_the_same_supervisord_started_is_no_server_of_a_worktree(repo, monkeypatch) -> None:
+    """Who follows the repository that treewire runs from would see its gateway there."""
+    port = free()
+    with serve(repo, port) as server:
+        while Served(str(repo), port) not in ports.Ports().sweep([]):
+            assert server.poll() is None
+        monkeypatch.setenv("SUPERVISOR_ENABLED", "1")
+        assert Served(str(repo), port) in ports.Ports().sweep([]), "another one's child"
+        monkeypatch.setattr("os.getppid", os.getpid)
+        assert Served(str(repo), port) not in ports.Ports().sweep([])
+        server.kill()
