@@ -23,7 +23,7 @@ NOT_REPORTED: Final = {
     "status": "status is derived by treewire from the other groups; report those",
 }
 
-# Fields that a client may report and nobody is shown: they place the value, they are no part of it.
+# Fields that a client may report and nobody is shown: they place the value, or say what ends it, and are no part of it.
 PLACING: Final[dict[str, dict[str, type]]] = {
     "life": {"path": str},
     "pr": {"head": str},

@@ -177,9 +177,8 @@ class Store:
             and last.look.group == look.group
         ):
             history[-1] = self._told(look, ruling, wall_ms, last.times + 1)
-            return ruling
-        self._rulings += 1
-        history.append(Told(look, ruling, wall_ms, self._rulings))
+        else:
+            history.append(self._told(look, ruling, wall_ms))
         return ruling
 
     def _begin_history(self, entry: Entry | None, group: str) -> deque[Told]:

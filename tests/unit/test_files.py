@@ -107,14 +107,19 @@ def test_of_folders_it_matters_what_comes_and_goes(place: Path) -> None:
     assert not files.same()
 
 
-def test_what_is_not_there_costs_no_question_of_its_own(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    files = watch(place)
+def asked_by(files: Files | Together, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What it asks about while nothing has changed, each as often as it does."""
     asked: list[object] = []
     lstat, stat = os.lstat, os.stat
     monkeypatch.setattr("os.lstat", lambda path: (asked.append(path), lstat(path))[1])
     monkeypatch.setattr("os.stat", lambda path, **kinds: (asked.append(path), stat(path, **kinds))[1])
     assert files.same()
-    assert sorted(map(str, asked)) == [str(place), f"{place}/config", f"{place}/info", f"{place}/info/exclude"]
+    return sorted(map(str, asked))
+
+
+def test_what_is_not_there_costs_no_question_of_its_own(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = watch(place)
+    assert asked_by(files, monkeypatch) == [str(place), f"{place}/config", f"{place}/info", f"{place}/info/exclude"]
 
 
 def test_several_together_are_the_same_until_something_in_one_of_them_changes(place: Path) -> None:
@@ -153,9 +158,4 @@ def test_several_are_not_together_while_one_is_young_or_they_saw_different_thing
 def test_what_several_would_ask_about_is_asked_about_once(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     files = Together.of([watch(place), Files([f"{place}/config", f"{place}/info/more"], [str(place)])])
     assert files is not None
-    asked: list[object] = []
-    lstat, stat = os.lstat, os.stat
-    monkeypatch.setattr("os.lstat", lambda path: (asked.append(path), lstat(path))[1])
-    monkeypatch.setattr("os.stat", lambda path, **kinds: (asked.append(path), stat(path, **kinds))[1])
-    assert files.same()
-    assert sorted(map(str, asked)) == [str(place), f"{place}/config", f"{place}/info", f"{place}/info/exclude"]
+    assert asked_by(files, monkeypatch) == [str(place), f"{place}/config", f"{place}/info", f"{place}/info/exclude"]
