@@ -196,7 +196,10 @@ class Access:
 
     async def keep(self) -> None:
         """Follow what tokens open, for ever."""
-        await self.tokens.keep()
+        try:
+            await self.tokens.keep()
+        finally:
+            self.tokens.close()
 
     def routes(self) -> list[web.RouteDef]:
         """Where a browser signs in and out, and gets its tickets."""

@@ -98,6 +98,7 @@ async def main(process: Process) -> None:
         client.close(Close(frames.SHUTTING_DOWN, "shutting down"))
     await runner.cleanup()
     await parted(hub)
+    await process.cancel_tasks()  # whoever only reads the catalog lets go of it first: the last takes in its log
     await asyncio.to_thread(recorder.close)
     hub.close()
     bus.close()

@@ -378,3 +378,16 @@ def test_a_hook_that_carries_a_whole_file_is_taken_and_one_without_end_is_let_go
         assert await _post(world, "claude", _hook("Stop", cwd)) in WELL
 
     runs(world, test)
+
+
+def test_a_gateway_that_ends_leaves_the_whole_catalog_in_its_file(world: World) -> None:
+    async def test(world: World) -> None:
+        home = await _followed(world)
+        log = Path(f"{world.settings.home}/treewire.db-wal")
+        assert await _post(world, "claude", _hook("UserPromptSubmit", home / "web" / "w1")) in WELL
+        await _settled(world, 1)
+        assert log.exists()
+        assert await asyncio.to_thread(world.gateway.end) == 0
+        assert not log.exists()
+
+    runs(world, test)
