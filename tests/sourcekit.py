@@ -11,6 +11,7 @@ import pytest
 
 from pipeline import catalog as catalogs
 from pipeline.bus import IngressServer
+from pipeline.catalog.ids import worktree_id
 from pipeline.domain.model import Look, Session, Stamp
 from pipeline.runtime.clock import CLOCK, now_ns
 from pipeline.runtime.process import Process
@@ -91,9 +92,11 @@ class Running:
             await asyncio.sleep(0.01)
 
     async def follow(self, *repos: Path) -> Desk:
-        for repo in repos:
-            self.catalog.add_project(repo, 1)
+        new = [repo for repo in repos if self.catalog.add_project(repo, 1).new]
         await self.until(lambda: self.played.desk and len(self.played.desk.places()) >= len(repos))
+        # The catalog has them first: what discovery says of them comes after, and is not to come in between.
+        homes = {worktree_id(repo) for repo in new}
+        await self.until(lambda: homes <= {look.workspace for look in self.said if look.group == "life"})
         assert self.played.desk is not None
         return self.played.desk
 
